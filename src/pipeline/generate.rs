@@ -1,0 +1,94 @@
+//! What a pipeline is to its caller: one trait, so that a test can put a fake one in its place.
+
+use image::DynamicImage;
+
+use crate::{
+    Result,
+    sampling::{Limits, SamplerKind, SamplingConfig, SpacingKind},
+};
+
+/// Draws pictures. Its one real implementation is `InferencePipeline`; it is a trait so that
+/// tests of the queue and the server can draw with a fake.
+pub trait Generate: Send + Sync + 'static {
+    /// Draws what `config` asks for, on the calling thread, reporting to `monitor`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Interrupted`](crate::Error::Interrupted) once the monitor asks to stop, at most one network call later;
+    /// [`Error::InvalidParameter`](crate::Error::InvalidParameter) for a value out of range; else what failed.
+    fn generate(&self, config: &SamplingConfig, monitor: &mut dyn Monitor) -> Result<Generated>;
+
+    /// What is loaded, for whoever asks.
+    fn model(&self) -> &ModelInfo;
+
+    /// Checks what depends on the loaded model (its native size, its layers), besides
+    /// [`SamplingConfig::validate`], without drawing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidParameter`](crate::Error::InvalidParameter) or
+    /// [`Error::UnsupportedParameter`](crate::Error::UnsupportedParameter), naming the parameter.
+    fn check(&self, config: &SamplingConfig) -> Result<()>;
+}
+
+/// How the caller of a drawing watches it and stops it. Every method must return quickly: the drawing waits for it.
+pub trait Monitor {
+    /// Asked before each network call; `true` ends the drawing with [`Error::Interrupted`](crate::Error::Interrupted).
+    fn should_stop(&self) -> bool;
+
+    /// A denoising step is done: `step` of `total`, counted over all the request's images.
+    fn progress(&mut self, step: usize, total: usize);
+
+    /// What the picture looks like after `step`; asked for by
+    /// [`preview_every`](SamplingConfig::preview_every).
+    fn preview(&mut self, step: usize, image: DynamicImage);
+}
+
+/// A finished drawing.
+#[derive(Debug, Clone, Default)]
+pub struct Generated {
+    /// RGB images; image `i` was drawn with `seed + i`.
+    pub images: Vec<DynamicImage>,
+    /// How long each stage took.
+    pub timings: StageTimings,
+    /// What the caller should know, such as a prompt that was cut.
+    pub warnings: Vec<String>,
+}
+
+/// Wall-clock time of each stage over all the images of a request, in milliseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StageTimings {
+    /// Tokens and text encoders.
+    pub encode_ms: u64,
+    /// The denoise loop.
+    pub denoise_ms: u64,
+    /// Latents to pixels.
+    pub decode_ms: u64,
+}
+
+/// What is loaded and what it can do.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelInfo {
+    /// The model's name: the bundled model's, a directory's last part, or a hub id.
+    pub name: String,
+    /// The family, such as `stable-diffusion-1`, `stable-diffusion-2` or `stable-diffusion-xl`.
+    pub family: String,
+    /// The device that draws, such as `cpu` or `cuda:0`.
+    pub device: String,
+    /// The networks' number type, such as `f32`.
+    pub dtype: String,
+    /// Native width in pixels.
+    pub width: usize,
+    /// Native height in pixels.
+    pub height: usize,
+    /// Steps when a request names none.
+    pub default_steps: usize,
+    /// Guidance scale when a request names none.
+    pub default_guidance_scale: f64,
+    /// The checkpoint's own sampler.
+    pub default_sampler: SamplerKind,
+    /// The checkpoint's own spacing.
+    pub default_scheduler: SpacingKind,
+    /// What a request may cost.
+    pub limits: Limits,
+}

@@ -1,0 +1,320 @@
+//! What a drawing is asked to be, and the one place where that is checked.
+//!
+//! Next: the pipeline turns a valid [`SamplingConfig`] into a schedule, a sampler and noise.
+
+use std::{fmt, str::FromStr};
+
+use crate::{Error, Result};
+
+/// The longest prompt, in characters.
+pub const MAX_PROMPT_CHARS: usize = 10_000;
+/// The largest seed: 2^53 - 1, the largest integer that JSON readers keep exactly.
+pub const MAX_SEED: u64 = (1 << 53) - 1;
+const SIDE_PX: std::ops::RangeInclusive<usize> = 64..=2048;
+const STEPS: std::ops::RangeInclusive<usize> = 1..=150;
+const GUIDANCE: std::ops::RangeInclusive<f64> = 0.0..=30.0;
+const MAX_CLIP_SKIP: usize = 12;
+
+/// Everything that decides a picture, apart from the model.
+///
+/// The same values give the same pixels, at every thread count and batch size.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingConfig {
+    /// What to draw: 1 to 10000 characters.
+    pub prompt: String,
+    /// What to steer away from; used only when `guidance_scale` is above 1.
+    pub negative_prompt: String,
+    /// Width in pixels, a multiple of 8 in 64..=2048; `None` is the model's native width.
+    pub width: Option<usize>,
+    /// Height in pixels, a multiple of 8 in 64..=2048; `None` is the model's native height.
+    pub height: Option<usize>,
+    /// Sampler steps, 1..=150.
+    pub steps: usize,
+    /// Classifier-free guidance, 0..=30; 1 or less makes one network pass per step.
+    pub guidance_scale: f64,
+    /// Seed of the first image, at most 2^53 - 1; image `i` has `seed + i`.
+    pub seed: u64,
+    /// How many images.
+    pub n: usize,
+    /// The update rule; `None` is the checkpoint's own.
+    pub sampler: Option<SamplerKind>,
+    /// The spacing of the noise levels; `None` is the checkpoint's own.
+    pub scheduler: Option<SpacingKind>,
+    /// How many of the text encoder's last layers to leave out, 0..=12 and fewer than it has.
+    pub clip_skip: usize,
+    /// Steps between previews; 0 is none.
+    pub preview_every: usize,
+}
+
+impl Default for SamplingConfig {
+    fn default() -> Self {
+        Self {
+            prompt: String::new(),
+            negative_prompt: String::new(),
+            width: None,
+            height: None,
+            steps: 20,
+            guidance_scale: 7.5,
+            seed: 0,
+            n: 1,
+            sampler: None,
+            scheduler: None,
+            clip_skip: 0,
+            preview_every: 0,
+        }
+    }
+}
+
+/// What one worker allows a request to cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Most pixels in one image.
+    pub max_pixels: usize,
+    /// Most images in one request.
+    pub max_batch: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_pixels: 4_194_304, max_batch: 8 }
+    }
+}
+
+impl SamplingConfig {
+    /// Checks every value against what is allowed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidParameter`] for the first value out of range, naming it, what was given and what is allowed.
+    pub fn validate(&self, limits: &Limits) -> Result<()> {
+        let characters = self.prompt.chars().count();
+        if !(1..=MAX_PROMPT_CHARS).contains(&characters) {
+            return Err(Error::invalid(
+                "prompt",
+                format!("has {characters} characters; 1 to {MAX_PROMPT_CHARS} are allowed"),
+            ));
+        }
+        let characters = self.negative_prompt.chars().count();
+        if characters > MAX_PROMPT_CHARS {
+            return Err(Error::invalid(
+                "negative_prompt",
+                format!("has {characters} characters; at most {MAX_PROMPT_CHARS} are allowed"),
+            ));
+        }
+        for (field, side) in [("width", self.width), ("height", self.height)] {
+            if let Some(side) = side.filter(|side| !SIDE_PX.contains(side) || side % 8 != 0) {
+                return Err(Error::invalid(field, format!("is {side}; a multiple of 8 from 64 to 2048 is allowed")));
+            }
+        }
+        if let (Some(width), Some(height)) = (self.width, self.height)
+            && width * height > limits.max_pixels
+        {
+            let (pixels, most) = (width * height, limits.max_pixels);
+            return Err(Error::invalid(
+                "width",
+                format!("times height is {pixels} pixels; this worker allows at most {most}"),
+            ));
+        }
+        if !STEPS.contains(&self.steps) {
+            return Err(Error::invalid("steps", format!("is {}; 1 to 150 are allowed", self.steps)));
+        }
+        if !GUIDANCE.contains(&self.guidance_scale) {
+            return Err(Error::invalid("guidance_scale", format!("is {}; 0 to 30 is allowed", self.guidance_scale)));
+        }
+        if self.n == 0 || self.n > limits.max_batch {
+            let (n, most) = (self.n, limits.max_batch);
+            return Err(Error::invalid("n", format!("is {n}; this worker allows 1 to {most} images a request")));
+        }
+        // The last image's seed has to be one that a client can send again.
+        if self.seed.checked_add(self.n as u64 - 1).is_none_or(|last| last > MAX_SEED) {
+            let seed = self.seed;
+            return Err(Error::invalid(
+                "seed",
+                format!("is {seed}; 0 to {MAX_SEED} is allowed, that of the last of n images too"),
+            ));
+        }
+        if self.clip_skip > MAX_CLIP_SKIP {
+            return Err(Error::invalid("clip_skip", format!("is {}; 0 to {MAX_CLIP_SKIP} is allowed", self.clip_skip)));
+        }
+        if self.preview_every > *STEPS.end() {
+            return Err(Error::invalid("preview_every", format!("is {}; 0 to 150 is allowed", self.preview_every)));
+        }
+        Ok(())
+    }
+}
+
+/// An update rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SamplerKind {
+    /// Denoising diffusion implicit models, deterministic (Song et al. 2020).
+    Ddim,
+    /// Pseudo numerical methods, linear multi-step (Liu et al. 2022).
+    Pndm,
+    /// Euler's method on the probability-flow ODE (Karras et al. 2022, algorithm 2 without churn).
+    Euler,
+    /// Euler with ancestral noise.
+    EulerAncestral,
+    /// Heun's second-order method (Karras et al. 2022, algorithm 1).
+    Heun,
+    /// DPM-Solver++(2M) (Lu et al. 2022).
+    Dpmpp2m,
+}
+
+impl SamplerKind {
+    /// Every sampler, in the order in which they are shown.
+    pub const ALL: [Self; 6] = [Self::Ddim, Self::Pndm, Self::Euler, Self::EulerAncestral, Self::Heun, Self::Dpmpp2m];
+
+    /// The name on the wire and on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ddim => "ddim",
+            Self::Pndm => "pndm",
+            Self::Euler => "euler",
+            Self::EulerAncestral => "euler_ancestral",
+            Self::Heun => "heun",
+            Self::Dpmpp2m => "dpmpp_2m",
+        }
+    }
+}
+
+/// How the noise levels are spaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SpacingKind {
+    /// As the checkpoint's own scheduler spaces them.
+    Checkpoint,
+    /// Karras et al. 2022, equation 5, with rho = 7.
+    Karras,
+}
+
+impl SpacingKind {
+    /// Every spacing, in the order in which they are shown.
+    pub const ALL: [Self; 2] = [Self::Checkpoint, Self::Karras];
+
+    /// The name on the wire and on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Checkpoint => "checkpoint",
+            Self::Karras => "karras",
+        }
+    }
+}
+
+impl fmt::Display for SamplerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl fmt::Display for SpacingKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for SamplerKind {
+    type Err = Error;
+
+    /// Reads a sampler's name; `euler_a` is short for `euler_ancestral`.
+    fn from_str(name: &str) -> Result<Self> {
+        if name == "euler_a" {
+            return Ok(Self::EulerAncestral);
+        }
+        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| {
+            let allowed = Self::ALL.map(Self::name).join(", ");
+            Error::invalid("sampler", format!("is \"{name}\"; one of {allowed} is allowed"))
+        })
+    }
+}
+
+impl FromStr for SpacingKind {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| {
+            let allowed = Self::ALL.map(Self::name).join(", ");
+            Error::invalid("scheduler", format!("is \"{name}\"; one of {allowed} is allowed"))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn valid() -> SamplingConfig {
+        SamplingConfig { prompt: "a fox".into(), ..SamplingConfig::default() }
+    }
+
+    fn refused(config: &SamplingConfig) -> (&'static str, String) {
+        match config.validate(&Limits::default()) {
+            Err(Error::InvalidParameter { field, message }) => (field, message),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_limits_themselves_are_allowed() {
+        let widest = SamplingConfig {
+            prompt: "é".repeat(MAX_PROMPT_CHARS),
+            width: Some(2048),
+            height: Some(2048),
+            steps: 150,
+            guidance_scale: 30.0,
+            seed: MAX_SEED - 7,
+            n: 8,
+            ..valid()
+        };
+        widest.validate(&Limits::default()).unwrap();
+        let least = SamplingConfig { width: Some(64), height: Some(64), steps: 1, guidance_scale: 0.0, ..valid() };
+        least.validate(&Limits::default()).unwrap();
+    }
+
+    #[test]
+    fn each_value_past_its_limit_is_named() {
+        let cases = [
+            ("prompt", SamplingConfig { prompt: String::new(), ..valid() }),
+            ("prompt", SamplingConfig { prompt: "a".repeat(10_001), ..valid() }),
+            ("negative_prompt", SamplingConfig { negative_prompt: "a".repeat(10_001), ..valid() }),
+            ("width", SamplingConfig { width: Some(65), ..valid() }),
+            ("width", SamplingConfig { width: Some(56), ..valid() }),
+            ("height", SamplingConfig { height: Some(2056), ..valid() }),
+            ("steps", SamplingConfig { steps: 0, ..valid() }),
+            ("steps", SamplingConfig { steps: 151, ..valid() }),
+            ("guidance_scale", SamplingConfig { guidance_scale: 30.1, ..valid() }),
+            ("guidance_scale", SamplingConfig { guidance_scale: f64::NAN, ..valid() }),
+            ("seed", SamplingConfig { seed: MAX_SEED + 1, ..valid() }),
+            ("seed", SamplingConfig { seed: MAX_SEED, n: 2, ..valid() }),
+            ("n", SamplingConfig { n: 0, ..valid() }),
+            ("n", SamplingConfig { n: 9, ..valid() }),
+            ("clip_skip", SamplingConfig { clip_skip: 13, ..valid() }),
+            ("preview_every", SamplingConfig { preview_every: 151, ..valid() }),
+        ];
+        for (field, config) in cases {
+            assert_eq!(refused(&config).0, field);
+        }
+    }
+
+    #[test]
+    fn a_message_says_what_was_given_and_what_is_allowed() {
+        let (_, message) = refused(&SamplingConfig { width: Some(100), ..valid() });
+        assert_eq!(message, "is 100; a multiple of 8 from 64 to 2048 is allowed");
+    }
+
+    #[test]
+    fn names_are_read_back() {
+        for kind in SamplerKind::ALL {
+            assert_eq!(kind.name().parse::<SamplerKind>().unwrap(), kind);
+        }
+        for kind in SpacingKind::ALL {
+            assert_eq!(kind.name().parse::<SpacingKind>().unwrap(), kind);
+        }
+        assert_eq!("euler_a".parse::<SamplerKind>().unwrap(), SamplerKind::EulerAncestral);
+        let error = "ddimm".parse::<SamplerKind>().unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "sampler: is \"ddimm\"; one of ddim, pndm, euler, euler_ancestral, heun, dpmpp_2m is allowed"
+        );
+    }
+}
