@@ -7,7 +7,7 @@ use std::{
     any::Any,
     panic::AssertUnwindSafe,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -34,6 +34,8 @@ const DEFAULT_SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct GenerationEngine {
     queue: RequestQueue,
+    /// The queue's receiving end, until the background task has it.
+    receiver: Mutex<Option<mpsc::Receiver<QueueItem>>>,
     running: Arc<AtomicUsize>,
     /// Stop taking requests; report the waiting ones as cancelled.
     draining: CancellationToken,
@@ -49,10 +51,12 @@ impl GenerationEngine {
     /// [`start`](Self::start); what is submitted before waits.
     #[must_use]
     pub fn new(queue_capacity: usize) -> Self {
-        let queue = RequestQueue::new(queue_capacity);
+        let mut queue = RequestQueue::new(queue_capacity);
+        let receiver = Mutex::new(queue.take_receiver());
         let running = queue.running();
         Self {
             queue,
+            receiver,
             running,
             draining: CancellationToken::new(),
             stopping: CancellationToken::new(),
@@ -75,7 +79,7 @@ impl GenerationEngine {
     ///
     /// Outside a tokio runtime.
     pub fn start(&mut self, pipeline: Arc<dyn Generate>) {
-        let Some(receiver) = self.queue.take_receiver() else { return };
+        let Some(receiver) = self.take_receiver() else { return };
         let worker = Worker {
             pipeline,
             running: Arc::clone(&self.running),
@@ -110,6 +114,9 @@ impl GenerationEngine {
     /// stops it past that. Returns when the background task has ended; a second call waits for the same end.
     pub async fn shutdown(&self) {
         self.draining.cancel();
+        if let Some(receiver) = self.take_receiver() {
+            refuse_waiting(receiver).await;
+        }
         let mut task = self.task.lock().await;
         let Some(handle) = task.as_mut() else { return };
         if tokio::time::timeout(self.shutdown_grace, &mut *handle).await.is_err() {
@@ -153,6 +160,11 @@ impl GenerationEngine {
     pub fn is_alive(&self) -> bool {
         !self.alive.is_cancelled()
     }
+
+    fn take_receiver(&self) -> Option<mpsc::Receiver<QueueItem>> {
+        // Only an `Option` is moved under this lock, so a poisoned one is as good as any.
+        self.receiver.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 /// The state of the background task.
@@ -175,12 +187,7 @@ impl Worker {
                 },
             }
         }
-        receiver.close();
-        while let Some(item) = receiver.recv().await {
-            item.request.cancellation.cancel(CancelReason::Shutdown);
-            let last = stopped(&item.request.cancellation);
-            tell_last(&item, last).await;
-        }
+        refuse_waiting(receiver).await;
     }
 
     /// Draws one request and sends its last word. Never panics, never waits without a bound on the receiver.
@@ -236,6 +243,16 @@ impl Worker {
             // Only a runtime that shuts down under the engine ends a blocking task without running it.
             Err(_) => GenerationResponse::Cancelled { reason: CancelReason::Shutdown },
         }
+    }
+}
+
+/// Tells every waiting request that the worker is shutting down.
+async fn refuse_waiting(mut receiver: mpsc::Receiver<QueueItem>) {
+    receiver.close();
+    while let Some(item) = receiver.recv().await {
+        item.request.cancellation.cancel(CancelReason::Shutdown);
+        let last = stopped(&item.request.cancellation);
+        tell_last(&item, last).await;
     }
 }
 
