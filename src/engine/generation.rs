@@ -14,8 +14,11 @@ use std::{
 };
 
 use image::DynamicImage;
-use tokio::{sync::mpsc, task::JoinHandle};
-use tokio_util::sync::CancellationToken;
+use tokio::{
+    sync::mpsc::{self, error::TrySendError},
+    task::JoinHandle,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     CancelReason, Cancellation, ErrorCode, GenerationRequest, GenerationResponse, JobTimings, QueueItem, RequestQueue,
@@ -25,8 +28,9 @@ use crate::{
     pipeline::{Generate, Generated, Monitor},
 };
 
-/// How long the last word of a job waits for a receiver that does not take what it was sent.
-const LAST_WORD_WAIT: Duration = Duration::from_secs(5);
+/// How long the last word of a job waits for a receiver that does not take what it was sent. The worker does not wait
+/// with it.
+const LAST_WORD_WAIT: Duration = Duration::from_secs(10);
 /// How long [`GenerationEngine::shutdown`] lets the running job go on, unless told otherwise.
 const DEFAULT_SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
 
@@ -85,6 +89,7 @@ impl GenerationEngine {
             running: Arc::clone(&self.running),
             draining: self.draining.clone(),
             stopping: self.stopping.clone(),
+            last_words: TaskTracker::new(),
         };
         // Dropped with the task, however that ends, so that `is_alive` cannot lie.
         let death = self.alive.clone().drop_guard();
@@ -115,7 +120,7 @@ impl GenerationEngine {
     pub async fn shutdown(&self) {
         self.draining.cancel();
         if let Some(receiver) = self.take_receiver() {
-            refuse_waiting(receiver).await;
+            refuse_waiting(receiver, &TaskTracker::new()).await;
         }
         let mut task = self.task.lock().await;
         let Some(handle) = task.as_mut() else { return };
@@ -173,6 +178,8 @@ struct Worker {
     running: Arc<AtomicUsize>,
     draining: CancellationToken,
     stopping: CancellationToken,
+    /// Last words on their way to receivers whose channel is full.
+    last_words: TaskTracker,
 }
 
 impl Worker {
@@ -187,7 +194,7 @@ impl Worker {
                 },
             }
         }
-        refuse_waiting(receiver).await;
+        refuse_waiting(receiver, &self.last_words).await;
     }
 
     /// Draws one request and sends its last word. Never panics, never waits without a bound on the receiver.
@@ -200,12 +207,12 @@ impl Worker {
         }
         if item.request.cancellation.reason().is_some() {
             let last = stopped(&item.request.cancellation);
-            return tell_last(&item, last).await;
+            return tell_last(item, last, &self.last_words);
         }
         self.running.store(1, Ordering::Release);
         let last = self.draw(&item).await;
         self.running.store(0, Ordering::Release);
-        tell_last(&item, last).await;
+        tell_last(item, last, &self.last_words);
     }
 
     async fn draw(&self, item: &QueueItem) -> GenerationResponse {
@@ -246,14 +253,16 @@ impl Worker {
     }
 }
 
-/// Tells every waiting request that the worker is shutting down.
-async fn refuse_waiting(mut receiver: mpsc::Receiver<QueueItem>) {
+/// Tells every waiting request that the worker is shutting down, and waits until all last words are taken.
+async fn refuse_waiting(mut receiver: mpsc::Receiver<QueueItem>, last_words: &TaskTracker) {
     receiver.close();
     while let Some(item) = receiver.recv().await {
         item.request.cancellation.cancel(CancelReason::Shutdown);
         let last = stopped(&item.request.cancellation);
-        tell_last(&item, last).await;
+        tell_last(item, last, last_words);
     }
+    last_words.close();
+    last_words.wait().await;
 }
 
 /// Draws, turning a panic into an error, so that it costs this job and not the worker.
@@ -296,12 +305,15 @@ fn stopped(cancellation: &Cancellation) -> GenerationResponse {
     }
 }
 
-/// Sends a job's last word. A receiver whose channel is full is waited for, but not for ever.
-async fn tell_last(item: &QueueItem, last: GenerationResponse) {
-    if tokio::time::timeout(LAST_WORD_WAIT, item.response_tx.send(last)).await.is_err() {
-        let job_id = &item.request.job_id;
-        tracing::warn!(parent: &item.request.span, %job_id, "the receiver took nothing; the result is dropped");
-    }
+/// Sends a job's last word. A receiver whose channel is full is waited for beside the worker, and not for ever.
+fn tell_last(item: QueueItem, last: GenerationResponse, last_words: &TaskTracker) {
+    let Err(TrySendError::Full(last)) = item.response_tx.try_send(last) else { return };
+    last_words.spawn(async move {
+        if tokio::time::timeout(LAST_WORD_WAIT, item.response_tx.send(last)).await.is_err() {
+            let job_id = &item.request.job_id;
+            tracing::warn!(parent: &item.request.span, %job_id, "the receiver took nothing; the result is dropped");
+        }
+    });
 }
 
 /// Resolves at `deadline`, or never.
