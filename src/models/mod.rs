@@ -1,1 +1,2 @@
-
+mod hub;
+pub use hub::Hub;
