@@ -5,8 +5,9 @@
 //! depends on it.
 
 use super::{
-    FinalSigmas, SamplerKind, SchedulerConfig, SpacingKind, TimestepSpacing, level::noise_share,
-    scheduler_config::TerminalSigma,
+    FinalSigmas, SamplerKind, SchedulerConfig, SpacingKind, TimestepSpacing,
+    level::noise_share,
+    scheduler_config::{SpacingDefault, TerminalSigma},
 };
 use crate::{Error, Result};
 
@@ -65,30 +66,32 @@ impl Schedule {
             return Err(Error::invalid("steps", format!("is {steps}; this model has {most} timesteps to choose from")));
         }
         Ok(match (sampler, spacing) {
-            (SamplerKind::Ddim, SpacingKind::Checkpoint) => Self::on_timesteps(config, steps),
-            (SamplerKind::Pndm, SpacingKind::Checkpoint) => Self::on_timesteps(config, steps).with_pndm_start(config),
+            (SamplerKind::Ddim, SpacingKind::Checkpoint) => Self::on_timesteps(config, Ends::DDIM, steps),
+            (SamplerKind::Pndm, SpacingKind::Checkpoint) => {
+                Self::on_timesteps(config, Ends::PNDM, steps).with_pndm_start(config)
+            }
             _ => Self::on_sigmas(config, sampler, spacing, steps),
         })
     }
 
     /// DDIM's and PNDM's: from each timestep to the one `N/n` below.
-    fn on_timesteps(config: &SchedulerConfig, steps: usize) -> Self {
-        let sigmas = config.training_sigmas(TerminalSigma::Exact);
+    fn on_timesteps(config: &SchedulerConfig, ends: Ends, steps: usize) -> Self {
+        let sigmas = config.training_sigmas(ends.first);
+        let last = if config.set_alpha_to_one.unwrap_or(ends.last_is_zero) { 0.0 } else { sigmas[0] };
         let stride = config.num_train_timesteps / steps;
         let step = |timestep: f64| {
-            let next_sigma =
-                index(timestep).checked_sub(stride).map_or_else(|| final_sigma(config, &sigmas), |t| sigmas[t]);
+            let next_sigma = index(timestep).checked_sub(stride).map_or(last, |t| sigmas[t]);
             let level = Level { timestep, sigma: sigmas[index(timestep)] };
             Step { level, next_sigma, second: None }
         };
-        let timesteps = timesteps(config, steps);
+        let timesteps = timesteps(config, config.timestep_spacing(SpacingDefault::DdimAndPndm), steps);
         Self { initial_scale: 1.0, steps: timesteps.into_iter().map(|t| step(t.round_ties_even())).collect() }
     }
 
     /// PNDM looks twice in its first step: there is no history yet to extrapolate from (Liu et al. 2022, section 3.3,
     /// with the pseudo improved Euler step of latent diffusion's PLMS).
     fn with_pndm_start(mut self, config: &SchedulerConfig) -> Self {
-        let sigmas = config.training_sigmas(TerminalSigma::Exact);
+        let sigmas = config.training_sigmas(TerminalSigma::Clamped);
         let stride = config.num_train_timesteps / self.steps.len();
         if let [first, second, ..] = &mut self.steps[..] {
             let from = (index(second.level.timestep) + stride).min(sigmas.len() - 1);
@@ -102,7 +105,12 @@ impl Schedule {
     fn on_sigmas(config: &SchedulerConfig, sampler: SamplerKind, spacing: SpacingKind, steps: usize) -> Self {
         let training = config.training_sigmas(TerminalSigma::Clamped);
         let multistep = sampler == SamplerKind::Dpmpp2m;
-        let timesteps = if multistep { dpm_solver_timesteps(config, steps) } else { timesteps(config, steps) };
+        let timestep_spacing = config.timestep_spacing(SpacingDefault::Others);
+        let timesteps = if multistep {
+            dpm_solver_timesteps(config, timestep_spacing, steps)
+        } else {
+            timesteps(config, timestep_spacing, steps)
+        };
         let on_timesteps = |t: &f64| Level { timestep: *t, sigma: interpolate(&training, *t) };
         let mut levels: Vec<Level> = timesteps.iter().map(on_timesteps).collect();
         if spacing == SpacingKind::Karras {
@@ -119,7 +127,7 @@ impl Schedule {
                 levels.iter_mut().for_each(|level| level.timestep = level.timestep.round_ties_even());
             }
         }
-        let starts_at_sigma = config.timestep_spacing() != TimestepSpacing::Leading && !multistep;
+        let starts_at_sigma = timestep_spacing != TimestepSpacing::Leading && !multistep;
         let initial_scale = if starts_at_sigma { noise_share(levels[0].sigma) } else { 1.0 };
         let last = match config.final_sigmas_type {
             FinalSigmas::SigmaMin if matches!(sampler, SamplerKind::Euler | SamplerKind::Dpmpp2m) => training[0],
@@ -130,9 +138,7 @@ impl Schedule {
             levels.iter().zip(next_sigmas).map(|(level, next_sigma)| Step { level: *level, next_sigma, second: None });
         let mut schedule = Self { initial_scale, steps: steps.collect() };
         match sampler {
-            SamplerKind::Heun => {
-                schedule.add_heun_looks(config.rescale_betas_zero_snr && spacing == SpacingKind::Checkpoint)
-            }
+            SamplerKind::Heun => schedule.add_heun_looks(config.rescale_betas_zero_snr),
             SamplerKind::Pndm => schedule.add_first_look(),
             _ => {}
         }
@@ -161,17 +167,26 @@ impl Schedule {
     }
 }
 
-/// Where the last step of DDIM and PNDM ends. diffusers' DDIM goes to zero unless told otherwise, its PNDM does not.
-fn final_sigma(config: &SchedulerConfig, sigmas: &[f64]) -> f64 {
-    let to_zero = config.set_alpha_to_one.unwrap_or(config.class_name != "PNDMScheduler");
-    if to_zero { 0.0 } else { sigmas[0] }
+/// Where DDIM's and PNDM's schedules begin and end.
+#[derive(Debug, Clone, Copy)]
+struct Ends {
+    first: TerminalSigma,
+    /// Whether the last step goes to σ = 0 where the file does not say, or to the first training timestep's σ.
+    last_is_zero: bool,
+}
+
+impl Ends {
+    /// DDIM can start from no signal at all.
+    const DDIM: Self = Self { first: TerminalSigma::Exact, last_is_zero: true };
+    /// PNDM extrapolates outputs, and looks back at its first level.
+    const PNDM: Self = Self { first: TerminalSigma::Clamped, last_is_zero: false };
 }
 
 /// The timesteps of `steps` steps, falling; not all are whole for linspace spacing.
 #[expect(clippy::cast_precision_loss, reason = "timesteps are few")]
-fn timesteps(config: &SchedulerConfig, steps: usize) -> Vec<f64> {
+fn timesteps(config: &SchedulerConfig, spacing: TimestepSpacing, steps: usize) -> Vec<f64> {
     let all = config.num_train_timesteps;
-    let timestep = |number: usize| match config.timestep_spacing() {
+    let timestep = |number: usize| match spacing {
         TimestepSpacing::Linspace if steps == 1 => 0.0,
         TimestepSpacing::Linspace => (all - 1) as f64 * (steps - 1 - number) as f64 / (steps - 1) as f64,
         TimestepSpacing::Leading => ((steps - 1 - number) * (all / steps) + config.steps_offset) as f64,
@@ -182,9 +197,9 @@ fn timesteps(config: &SchedulerConfig, steps: usize) -> Vec<f64> {
 
 /// DPM-Solver++'s timesteps, which count the end as one more.
 #[expect(clippy::cast_precision_loss, reason = "timesteps are few")]
-fn dpm_solver_timesteps(config: &SchedulerConfig, steps: usize) -> Vec<f64> {
+fn dpm_solver_timesteps(config: &SchedulerConfig, spacing: TimestepSpacing, steps: usize) -> Vec<f64> {
     let all = config.num_train_timesteps;
-    let timestep = |number: usize| match config.timestep_spacing() {
+    let timestep = |number: usize| match spacing {
         TimestepSpacing::Linspace => ((all - 1) as f64 * (steps - number) as f64 / steps as f64).round_ties_even(),
         TimestepSpacing::Leading => ((steps - number) * (all / (steps + 1)) + config.steps_offset) as f64,
         TimestepSpacing::Trailing => trailing(all, steps, number),

@@ -198,11 +198,12 @@ impl SchedulerConfig {
         if self.use_karras_sigmas == Some(true) { SpacingKind::Karras } else { SpacingKind::Checkpoint }
     }
 
-    /// The spacing of timesteps: what the file says, or else the class's default.
-    pub(super) fn timestep_spacing(&self) -> TimestepSpacing {
-        let leading = matches!(self.class_name.as_str(), "DDIMScheduler" | "PNDMScheduler");
-        let default = if leading { TimestepSpacing::Leading } else { TimestepSpacing::Linspace };
-        self.timestep_spacing.unwrap_or(default)
+    /// The spacing of timesteps: what the file says, or else the default of the class that draws.
+    pub(super) fn timestep_spacing(&self, class: SpacingDefault) -> TimestepSpacing {
+        self.timestep_spacing.unwrap_or(match class {
+            SpacingDefault::DdimAndPndm => TimestepSpacing::Leading,
+            SpacingDefault::Others => TimestepSpacing::Linspace,
+        })
     }
 
     /// σ of every training timestep, growing. The last is infinite for v-prediction with zero terminal SNR, unless
@@ -257,6 +258,15 @@ const CLASSES: [(&str, SamplerKind); 6] = [
     ("HeunDiscreteScheduler", SamplerKind::Heun),
     ("DPMSolverMultistepScheduler", SamplerKind::Dpmpp2m),
 ];
+
+/// Whose default spacing of timesteps counts where a file names none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SpacingDefault {
+    /// That of diffusers' DDIM and PNDM.
+    DdimAndPndm,
+    /// That of its samplers in σ.
+    Others,
+}
 
 /// What the last σ of a zero-terminal-SNR schedule is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
