@@ -13,6 +13,7 @@ import torch
 import checkpoints
 import expected
 import noise
+import pictures
 import schedules
 from shapes import CHECKPOINTS
 
@@ -25,6 +26,7 @@ def checkpoint(name):
     checkpoints.write_checkpoint(name, folder / "model")
     pipe = expected.load(name, folder / "model")
     expected.write_stages(pipe, folder)
+    pictures.write_pictures(pipe, folder)
 
 
 def main():
