@@ -14,6 +14,7 @@ import checkpoints
 import expected
 import noise
 import pictures
+import pocket
 import schedules
 from shapes import CHECKPOINTS
 
@@ -33,6 +34,7 @@ def main():
     parts = {name: lambda name=name: checkpoint(name) for name in CHECKPOINTS}
     parts["schedules"] = lambda: schedules.write_schedules(DATA / "schedules.json")
     parts["noise"] = lambda: noise.write_noise(DATA / "noise.safetensors")
+    parts["pocket"] = lambda: pocket.write_pocket(DATA / "pocket")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("part", nargs="*", help=f"what to write, everything by default: {', '.join(parts)}")
     asked = parser.parse_args().part or parts
