@@ -91,7 +91,7 @@ impl PromptTokenizer {
             let bytes = checkpoint.read(&json, "the tokenizer")?;
             Tokenizer::from_bytes(bytes).map_err(|error| checkpoint.broken(&json, error.to_string()))?
         } else {
-            from_vocabulary(checkpoint, folder, &start, &end)?
+            from_vocabulary(checkpoint, folder, &start, &end, &padding)?
         };
         let id = |token: &str| {
             let lacking = || checkpoint.broken(&format!("{folder}/vocab.json"), format!("has no token {token:?}"));
@@ -129,8 +129,9 @@ impl PromptTokenizer {
     }
 }
 
-/// CLIP's byte-pair tokenizer from its vocabulary and merges.
-fn from_vocabulary(checkpoint: &Checkpoint, folder: &str, start: &str, end: &str) -> Result<Tokenizer> {
+/// CLIP's byte-pair tokenizer from its vocabulary and merges. Where a prompt has one of the special tokens, it is one: a
+/// `!` is padding to the tokenizers that pad with it.
+fn from_vocabulary(checkpoint: &Checkpoint, folder: &str, start: &str, end: &str, padding: &str) -> Result<Tokenizer> {
     let vocabulary_file = format!("{folder}/vocab.json");
     let wanted = "the tokenizer's vocabulary; a tokenizer.json would do, too";
     let vocabulary: Vocab = checkpoint.json(&vocabulary_file, wanted)?;
@@ -160,7 +161,7 @@ fn from_vocabulary(checkpoint: &Checkpoint, folder: &str, start: &str, end: &str
     tokenizer.with_normalizer(Some(normalizers::Sequence::new(normalizers))).map_err(broken)?;
     let steps: Vec<PreTokenizerWrapper> = vec![split.into(), ByteLevel::new(false, true, true).into()];
     tokenizer.with_pre_tokenizer(Some(pre_tokenizers::sequence::Sequence::new(steps)));
-    let special: Vec<AddedToken> = [start, end].map(|token| AddedToken::from(token, true)).into();
+    let special: Vec<AddedToken> = [start, end, padding].map(|token| AddedToken::from(token, true)).into();
     tokenizer.add_special_tokens(special).map_err(broken)?;
     Ok(tokenizer)
 }

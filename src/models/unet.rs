@@ -31,8 +31,8 @@ pub struct Conditioning {
 pub struct Added {
     /// The pooled text: `(b, projection_dim)`.
     pub pooled: Tensor,
-    /// Original height and width, crop's top and left, target height and width, in pixels.
-    pub sizes: [f64; 6],
+    /// For each of the batch: original height and width, crop's top and left, target height and width, in pixels.
+    pub sizes: Vec<[f64; 6]>,
 }
 
 /// A denoising UNet.
@@ -130,7 +130,7 @@ impl Unet {
         let sinusoids = self.sinusoids.of(&vec![timestep; batch], device)?.to_dtype(self.dtype)?;
         let time = self.time.forward(&sinusoids)?;
         let (Some((sinusoids, mlp)), Some(added)) = (&self.added, &conditioning.added) else { return Ok(time) };
-        let sizes = sinusoids.of(&added.sizes.repeat(batch), device)?.reshape((batch, ()))?.to_dtype(self.dtype)?;
+        let sizes = sinusoids.of(added.sizes.as_flattened(), device)?.reshape((batch, ()))?.to_dtype(self.dtype)?;
         let pooled = added.pooled.to_dtype(self.dtype)?;
         Ok((time + mlp.forward(&Tensor::cat(&[&pooled, &sizes], 1)?)?)?)
     }

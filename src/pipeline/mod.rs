@@ -12,3 +12,4 @@ mod text;
 pub use generate::{Generate, Generated, ModelInfo, Monitor, StageTimings};
 pub use load::LoadOptions;
 pub use pipeline::InferencePipeline;
+pub use text::EncodedText;

@@ -7,7 +7,7 @@ use image::{DynamicImage, RgbImage};
 
 use super::{
     Generate, Generated, ModelInfo, Monitor, StageTimings,
-    text::{self, TextEncoder},
+    text::{self, EncodedText, TextEncoder},
 };
 use crate::{
     Error, Result,
@@ -51,6 +51,15 @@ impl InferencePipeline {
         let config =
             SamplingConfig { prompt: "a".to_owned(), steps: 1, width: side, height: side, ..SamplingConfig::default() };
         self.generate(&config, &mut Unwatched).map(|_| ())
+    }
+
+    /// A prompt as the denoiser is told it, with the last `clip_skip` layers of the text encoders left out.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidParameter`] for a prompt that cannot be tokenized.
+    pub fn encode_text(&self, prompt: &str, clip_skip: usize) -> Result<EncodedText> {
+        text::encode(&self.networks.text, self.spec.family, prompt, clip_skip)
     }
 
     /// Height and width of a request's pictures in pixels.

@@ -113,7 +113,8 @@ pub(super) fn condition(
         None
     } else {
         // The picture is meant to be whole: its original size is its own, and nothing is cropped.
-        Some(Added { pooled: Tensor::cat(&pooled, 0)?, sizes: [height, width, 0.0, 0.0, height, width] })
+        let sizes = vec![[height, width, 0.0, 0.0, height, width]; pooled.len()];
+        Some(Added { pooled: Tensor::cat(&pooled, 0)?, sizes })
     };
     Ok(Conditioning { text: Tensor::cat(&states, 0)?, added })
 }

@@ -5,7 +5,7 @@
 //! depends on it.
 
 use super::{
-    FinalSigmas, SamplerKind, SchedulerConfig, SpacingKind, TimestepSpacing,
+    BetaSchedule, FinalSigmas, SamplerKind, SchedulerConfig, SpacingKind, TimestepSpacing,
     level::noise_share,
     scheduler_config::{SpacingDefault, TerminalSigma},
 };
@@ -124,7 +124,10 @@ impl Schedule {
                 .map(|sigma| Level { timestep: timestep_of(&training, sigma), sigma })
                 .collect();
             if multistep {
-                levels.iter_mut().for_each(|level| level.timestep = level.timestep.round_ties_even());
+                // Rounded, but for this one schedule of betas, in diffusers.
+                let cut = config.beta_schedule == BetaSchedule::SquaredcosCapV2;
+                let whole = if cut { f64::trunc } else { f64::round_ties_even };
+                levels.iter_mut().for_each(|level| level.timestep = whole(level.timestep));
             }
         }
         let starts_at_sigma = timestep_spacing != TimestepSpacing::Leading && !multistep;
@@ -188,7 +191,7 @@ fn timesteps(config: &SchedulerConfig, spacing: TimestepSpacing, steps: usize) -
     let all = config.num_train_timesteps;
     let timestep = |number: usize| match spacing {
         TimestepSpacing::Linspace if steps == 1 => 0.0,
-        TimestepSpacing::Linspace => (all - 1) as f64 * (steps - 1 - number) as f64 / (steps - 1) as f64,
+        TimestepSpacing::Linspace => even(all - 1, steps - 1, steps - 1 - number),
         TimestepSpacing::Leading => ((steps - 1 - number) * (all / steps) + config.steps_offset) as f64,
         TimestepSpacing::Trailing => trailing(all, steps, number),
     };
@@ -200,11 +203,17 @@ fn timesteps(config: &SchedulerConfig, spacing: TimestepSpacing, steps: usize) -
 fn dpm_solver_timesteps(config: &SchedulerConfig, spacing: TimestepSpacing, steps: usize) -> Vec<f64> {
     let all = config.num_train_timesteps;
     let timestep = |number: usize| match spacing {
-        TimestepSpacing::Linspace => ((all - 1) as f64 * (steps - number) as f64 / steps as f64).round_ties_even(),
+        TimestepSpacing::Linspace => even(all - 1, steps, steps - number).round_ties_even(),
         TimestepSpacing::Leading => ((steps - number) * (all / (steps + 1)) + config.steps_offset) as f64,
         TimestepSpacing::Trailing => trailing(all, steps, number),
     };
     (0..steps).map(timestep).map(|t| t.min((all - 1) as f64)).collect()
+}
+
+/// The `number`th of the multiples of `last / count`, rounded as numpy does, which decides where a half is rounded to.
+#[expect(clippy::cast_precision_loss, reason = "timesteps are few")]
+fn even(last: usize, count: usize, number: usize) -> f64 {
+    number as f64 * (last as f64 / count as f64)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "timesteps are few")]

@@ -19,16 +19,25 @@ class Denoiser:
         self.text, self.added = embeddings
         self.prediction = pipe.scheduler.config.prediction_type
 
-    def __call__(self, x, sigma, t):
+    def output(self, x, sigma, t):
+        """What the UNet gives, ε or v."""
         seen = x / (sigma**2 + 1) ** 0.5
         batch = torch.cat([seen, seen] if self.guided else [seen]).float()
         output = self.pipe.unet(batch, t, self.text, added_cond_kwargs=self.added).sample.double()
         if self.guided:
             without, with_prompt = output.chunk(2)
             output = without + self.guidance * (with_prompt - without)
+        return output
+
+    def epsilon(self, output, x, sigma):
+        """ε of an output for the sample x."""
         if self.prediction == "v_prediction":
+            seen = x / (sigma**2 + 1) ** 0.5
             return (output + sigma * seen) / (sigma**2 + 1) ** 0.5
         return output
+
+    def __call__(self, x, sigma, t):
+        return self.epsilon(self.output(x, sigma, t), x, sigma)
 
 
 def euler(denoise, x, levels, _generator):
@@ -49,16 +58,20 @@ def euler_ancestral(denoise, x, levels, generator):
 
 
 def plms(denoise, x, levels, _generator):
-    """PNDMScheduler.step_plms on ε: the first step is done twice, then up to four terms are used."""
+    """PNDMScheduler.step_plms: outputs are combined as they are, and turned into ε at the sample.
+
+    The first step is done twice, then up to four terms are used.
+    """
     (t, sigma, following), rest = levels[0], levels[1:]
-    history = [denoise(x, sigma, t)]
+    history = [denoise.output(x, sigma, t)]
+    ahead = x + (following - sigma) * denoise.epsilon(history[0], x, sigma)
     if not rest:
-        return x + (following - sigma) * history[0]
-    ahead = denoise(x + (following - sigma) * history[0], following, rest[0][0])
-    x = x + (following - sigma) * (history[0] + ahead) / 2
+        return ahead
+    mean = (history[0] + denoise.output(ahead, following, rest[0][0])) / 2
+    x = x + (following - sigma) * denoise.epsilon(mean, x, sigma)
     for t, sigma, following in rest:
-        history = [*history[-3:], denoise(x, sigma, t)]
-        x = x + (following - sigma) * combine(history)
+        history = [*history[-3:], denoise.output(x, sigma, t)]
+        x = x + (following - sigma) * denoise.epsilon(combine(history), x, sigma)
     return x
 
 
@@ -92,18 +105,6 @@ def euler_levels(config, karras, steps):
     made.set_timesteps(steps)
     sigmas = made.sigmas.double().tolist()
     return list(zip(made.timesteps, sigmas, sigmas[1:])), float(made.init_noise_sigma)
-
-
-def pndm_levels(config, steps):
-    """PNDMScheduler's own levels, which know no zero SNR, in the same form."""
-    made = scheduler("pndm", config)
-    made.set_timesteps(steps)
-    alphas, found = made.alphas_cumprod.double(), []
-    for t in made.timesteps[:1].tolist() + made.timesteps[2:].tolist():
-        previous = t - made.config.num_train_timesteps // steps
-        pair = alphas[t], alphas[previous] if previous >= 0 else made.final_alpha_cumprod.double()
-        found.append((torch.tensor(float(t)), *(float(((1 - a) / a) ** 0.5) for a in pair)))
-    return found, (found[0][1] ** 2 + 1) ** 0.5
 
 
 def has_loop(name, config, karras):

@@ -42,8 +42,6 @@ def cases(pipe, config):
         ("one_step", {"sampler": own, "steps": 1}),
         ("two_steps", {"sampler": "pndm", "steps": 2}),
     ]
-    if config.get("rescale_betas_zero_snr"):
-        found.append(("pndm.checkpoint.epsilon", {"sampler": "pndm"}))
     return [(name, {**USUAL, **case}) for name, case in found]
 
 
@@ -95,11 +93,9 @@ def write_pictures(pipe, folder):
     rows, tensors = [], {}
     for name, case in cases(pipe, config):
         karras = case["schedule"] == "karras"
-        by_loop = loops.has_loop(case["sampler"], config, karras) or name.endswith(".epsilon")
+        by_loop = loops.has_loop(case["sampler"], config, karras)
         if not by_loop:
             latents = draw_by_pipeline(pipe, config, case)
-        elif name.endswith(".epsilon"):
-            latents = loops.draw(pipe, case, embeddings(pipe, case), *loops.pndm_levels(config, case["steps"]))
         else:
             levels = loops.euler_levels(config, karras, case["steps"])
             latents = loops.draw(pipe, case, embeddings(pipe, case), *levels)

@@ -1,5 +1,6 @@
 """The samplers by darkroom's names, and the diffusers classes that they are compared with."""
 
+import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -29,4 +30,10 @@ def scheduler(name, config, karras=False, **changes):
         changes["skip_prk_steps"] = True
     if karras:
         changes["use_karras_sigmas"] = True
-    return CLASSES[name].from_config(config, **changes)
+    made = CLASSES[name].from_config(config, **changes)
+    if name == "pndm" and config.get("rescale_betas_zero_snr"):
+        # The levels that the checkpoint was trained on, which this class would ignore.
+        made.alphas_cumprod = CLASSES["euler"].from_config(config).alphas_cumprod
+        made.final_alpha_cumprod = 1.0 if made.config.set_alpha_to_one else made.alphas_cumprod[0]
+        made.final_alpha_cumprod = torch.as_tensor(made.final_alpha_cumprod)
+    return made

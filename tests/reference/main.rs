@@ -1,0 +1,6 @@
+//! darkroom's numbers against diffusers' and torch's, which `make.py` beside this file wrote down.
+
+mod networks;
+mod pictures;
+mod sampling;
+mod support;

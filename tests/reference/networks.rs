@@ -1,0 +1,99 @@
+//! Tokens, text encoders, UNets and VAEs, one by one.
+
+use candle_core::{IndexOp, Tensor};
+use darkroom::models::{Added, Conditioning, PromptTokenizer, Unet, VaeDecoder};
+use serde::Deserialize;
+
+use crate::support::{CHECKPOINTS, checkpoint, json, pipeline, relative_error, spec, tensors, with_weights};
+
+/// What f32 arithmetic in another order may differ by.
+const TOLERANCE: f32 = 1e-4;
+
+#[derive(Deserialize)]
+struct PromptTokens {
+    prompt: String,
+    tokenizer: Wanted,
+    tokenizer_2: Option<Wanted>,
+}
+
+#[derive(Deserialize)]
+struct Wanted {
+    ids: Vec<u32>,
+    cut: bool,
+    whole: Vec<u32>,
+}
+
+#[test]
+fn prompts_become_the_ids_that_transformers_gives() {
+    for name in CHECKPOINTS {
+        let spec = spec(name);
+        for (number, encoder) in spec.text_encoders.iter().enumerate() {
+            let window = encoder.config.max_position_embeddings;
+            let tokenizer = PromptTokenizer::load(&checkpoint(name), encoder.tokenizer, window).unwrap();
+            for case in json::<Vec<PromptTokens>>(&format!("{name}/tokens.json")) {
+                let wanted = if number == 0 { &case.tokenizer } else { case.tokenizer_2.as_ref().unwrap() };
+                let found = tokenizer.encode(&case.prompt).unwrap();
+                assert_eq!(found.ids, wanted.ids, "{name}, {:?}", case.prompt);
+                let left_out = wanted.whole.len() - wanted.whole.len().min(window);
+                assert_eq!((found.left_out, found.left_out > 0), (left_out, wanted.cut), "{name}, {:?}", case.prompt);
+            }
+        }
+    }
+}
+
+#[test]
+fn text_is_encoded_as_diffusers_does() {
+    for name in CHECKPOINTS {
+        let pipeline = pipeline(name);
+        let wanted = tensors(&format!("{name}/text.safetensors"));
+        let cases: Vec<PromptTokens> = json(&format!("{name}/tokens.json"));
+        for (skip, key) in [(0, "embeddings"), (1, "embeddings_clip_skip_1")] {
+            for (row, case) in cases[..wanted[key].dim(0).unwrap()].iter().enumerate() {
+                let found = pipeline.encode_text(&case.prompt, skip).unwrap();
+                let error = relative_error(&found.states, &wanted[key].i(row..=row).unwrap());
+                assert!(error < TOLERANCE, "{name}, {key}, {:?}: {error}", case.prompt);
+                let pooled = wanted.get("pooled");
+                assert_eq!(found.pooled.is_some(), pooled.is_some(), "{name}");
+                if let (Some(found), Some(wanted)) = (found.pooled, pooled) {
+                    let error = relative_error(&found, &wanted.i(row..=row).unwrap());
+                    assert!(error < TOLERANCE, "{name}, pooled, {:?}: {error}", case.prompt);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn unets_give_what_diffusers_gives_at_whole_and_fractional_timesteps_and_odd_sizes() {
+    for name in CHECKPOINTS {
+        let unet = with_weights(name, "unet", |weights| Unet::new(&spec(name).unet, weights).unwrap());
+        let data = tensors(&format!("{name}/unet.safetensors"));
+        let added = data.get("text_embeds").map(|pooled| {
+            let rows: Vec<Vec<f32>> = data["time_ids"].to_vec2().unwrap();
+            let row = |row: Vec<f32>| row.into_iter().map(f64::from).collect::<Vec<_>>().try_into().unwrap();
+            let sizes = rows.into_iter().map(row).collect();
+            Added { pooled: pooled.clone(), sizes }
+        });
+        let conditioning = Conditioning { text: data["encoder_hidden_states"].clone(), added };
+        let timesteps: Vec<f32> = data["timesteps"].to_vec1().unwrap();
+        let check = |sample: &Tensor, timestep: f32, wanted: &Tensor| {
+            let found = unet.forward(sample, f64::from(timestep), &conditioning).unwrap();
+            let error = relative_error(&found, wanted);
+            assert!(error < TOLERANCE, "{name} at {timestep}: {error}");
+        };
+        for (number, timestep) in timesteps.iter().enumerate() {
+            check(&data["sample"], *timestep, &data["outputs"].i(number).unwrap());
+        }
+        check(&data["odd_sample"], timesteps[0], &data["odd_output"]);
+    }
+}
+
+#[test]
+fn vaes_decode_as_diffusers_does() {
+    for name in CHECKPOINTS {
+        let vae = with_weights(name, "vae", |weights| VaeDecoder::new(&spec(name).vae, weights).unwrap());
+        let data = tensors(&format!("{name}/vae.safetensors"));
+        let error = relative_error(&vae.decode_raw(&data["latents"]).unwrap(), &data["decoded"]);
+        assert!(error < TOLERANCE, "{name}: {error}");
+    }
+}
