@@ -1,0 +1,296 @@
+//! Checkpoints that are not as they should be, and what the pipeline says of requests that the model cannot honour.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use darkroom::{
+    Error,
+    models::{DeviceChoice, DtypeChoice, ModelSource},
+    pipeline::{Generate, InferencePipeline, LoadOptions, Monitor},
+    sampling::{Limits, SamplingConfig},
+};
+use image::DynamicImage;
+use serde_json::Value;
+
+const WEIGHTS: &str = "unet/diffusion_pytorch_model.safetensors";
+
+fn reference(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/data").join(name).join("model")
+}
+
+/// A copy of a tiny checkpoint, to be broken.
+fn copy(name: &str) -> tempfile::TempDir {
+    fn copy_folder(from: &Path, to: &Path) {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            let target = to.join(entry.file_name());
+            if entry.file_type().unwrap().is_dir() {
+                copy_folder(&entry.path(), &target);
+            } else {
+                fs::copy(entry.path(), target).unwrap();
+            }
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    copy_folder(&reference(name), folder.path());
+    folder
+}
+
+fn load(root: &Path) -> darkroom::Result<InferencePipeline> {
+    load_as(root, DtypeChoice::F32)
+}
+
+fn load_as(root: &Path, dtype: DtypeChoice) -> darkroom::Result<InferencePipeline> {
+    let source = ModelSource::Directory(root.to_owned());
+    let options = LoadOptions { source, device: DeviceChoice::Cpu, dtype, limits: Limits::default() };
+    InferencePipeline::load(&options, &mut |_| {})
+}
+
+fn refused(root: &Path) -> String {
+    load(root).map(|_| ()).unwrap_err().to_string()
+}
+
+/// Changes one key of a JSON file.
+fn set(root: &Path, file: &str, key: &str, value: Value) {
+    let path = root.join(file);
+    let mut json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    json[key] = value;
+    fs::write(path, json.to_string()).unwrap();
+}
+
+#[test]
+fn a_file_that_is_missing_is_named_with_what_it_is_for() {
+    let files = [
+        ("model_index.json", "the index of a checkpoint"),
+        ("scheduler/scheduler_config.json", "the scheduler's configuration"),
+        ("unet/config.json", "the denoiser's configuration"),
+        (WEIGHTS, "the weights of unet"),
+        ("vae/config.json", "the autoencoder's configuration"),
+        ("text_encoder/config.json", "a text encoder's configuration"),
+        ("tokenizer/vocab.json", "the tokenizer's vocabulary"),
+        ("tokenizer/merges.txt", "the tokenizer's merges"),
+    ];
+    for (file, wanted) in files {
+        let folder = copy("sd15");
+        fs::remove_file(folder.path().join(file)).unwrap();
+        let message = refused(folder.path());
+        let path = folder.path().join(file);
+        assert!(message.starts_with(&format!("{}: no such file; {wanted}", path.display())), "{message}");
+    }
+}
+
+#[test]
+fn a_truncated_weight_file_is_named() {
+    let folder = copy("sd15");
+    let path = folder.path().join(WEIGHTS);
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, &whole[..whole.len() - 100]).unwrap();
+    let message = refused(folder.path());
+    assert!(message.starts_with(&format!("{}: is not a whole safetensors file", path.display())), "{message}");
+}
+
+#[test]
+fn a_tensor_of_the_wrong_shape_is_named_with_both_shapes() {
+    let folder = copy("sd15");
+    let config: Value = serde_json::from_slice(&fs::read(folder.path().join("unet/config.json")).unwrap()).unwrap();
+    let mut widths = config["block_out_channels"].clone();
+    let first = widths[0].as_u64().unwrap();
+    widths[0] = Value::from(first * 2);
+    set(folder.path(), "unet/config.json", "block_out_channels", widths);
+    match load(folder.path()).map(|_| ()).unwrap_err() {
+        Error::TensorShape { path, tensor, found, wanted } => {
+            assert_eq!(path, folder.path().join(WEIGHTS));
+            assert_eq!(tensor, "down_blocks.0.resnets.0.norm1.weight");
+            let first = usize::try_from(first).unwrap();
+            assert_eq!((found, wanted), (vec![first], vec![first * 2]));
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_tensor_that_is_missing_is_named_with_the_shape_that_is_wanted() {
+    let folder = copy("sd15");
+    set(folder.path(), "unet/config.json", "layers_per_block", Value::from(3));
+    match load(folder.path()).map(|_| ()).unwrap_err() {
+        Error::MissingTensor { path, tensor, wanted } => {
+            assert_eq!(path, folder.path().join(WEIGHTS));
+            assert!(tensor.starts_with("down_blocks.0.resnets."), "{tensor}");
+            assert!(!wanted.is_empty());
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn what_a_configuration_asks_for_and_is_not_there_is_named() {
+    let cases = [
+        (
+            "model_index.json",
+            "_class_name",
+            Value::from("FluxPipeline"),
+            "\"FluxPipeline\"; supported are StableDiffusion",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            "_class_name",
+            Value::from("LCMScheduler"),
+            "\"LCMScheduler\"; supported are PNDM",
+        ),
+        ("scheduler/scheduler_config.json", "prediction_type", Value::from("flow"), "unknown variant `flow`"),
+        (
+            "unet/config.json",
+            "class_embed_type",
+            Value::from("timestep"),
+            "class_embed_type is \"timestep\"; only null",
+        ),
+        ("unet/config.json", "in_channels", Value::from(9), "in_channels is 9, the autoencoder's latent_channels 4"),
+        ("unet/config.json", "cross_attention_dim", Value::from(77), "cross_attention_dim is 77, the text encoders'"),
+        ("unet/config.json", "sample_size", Value::Null, "sample_size is missing"),
+        ("vae/config.json", "scaling_factor", Value::from(0), "scaling_factor is 0"),
+        ("vae/config.json", "_class_name", Value::from("VQModel"), "_class_name is \"VQModel\""),
+        ("text_encoder/config.json", "num_attention_heads", Value::from(7), "num_attention_heads is 7"),
+        ("text_encoder/config.json", "hidden_act", Value::from("relu"), "unknown variant `relu`"),
+    ];
+    for (file, key, value, said) in cases {
+        let folder = copy("sd15");
+        set(folder.path(), file, key, value);
+        let message = refused(folder.path());
+        let path = folder.path().join(file);
+        assert!(message.starts_with(&path.display().to_string()) && message.contains(said), "{message}");
+    }
+}
+
+/// Remembers what it is told, and stops the drawing before the network call after `stop_after` steps.
+#[derive(Default)]
+struct Told {
+    steps: Vec<(usize, usize)>,
+    previews: Vec<(usize, (u32, u32))>,
+    stop_after: Option<usize>,
+}
+
+impl Monitor for Told {
+    fn should_stop(&self) -> bool {
+        self.stop_after.is_some_and(|steps| self.steps.len() >= steps)
+    }
+
+    fn progress(&mut self, step: usize, total: usize) {
+        self.steps.push((step, total));
+    }
+
+    fn preview(&mut self, step: usize, image: DynamicImage) {
+        self.previews.push((step, (image.width(), image.height())));
+    }
+}
+
+fn config(steps: usize) -> SamplingConfig {
+    SamplingConfig { prompt: "a fox".into(), steps, seed: 7, ..SamplingConfig::default() }
+}
+
+fn bytes(image: &DynamicImage) -> &[u8] {
+    image.as_bytes()
+}
+
+#[test]
+fn a_picture_does_not_depend_on_the_batch_it_was_drawn_in() {
+    let pipeline = load(&reference("sd2")).unwrap();
+    let mut told = Told::default();
+    let batch = pipeline.generate(&SamplingConfig { n: 3, ..config(2) }, &mut told).unwrap();
+    assert_eq!(told.steps, [(1, 6), (2, 6), (3, 6), (4, 6), (5, 6), (6, 6)]);
+    for (number, image) in batch.images.iter().enumerate() {
+        let alone = SamplingConfig { seed: 7 + number as u64, ..config(2) };
+        let alone = pipeline.generate(&alone, &mut Told::default()).unwrap();
+        assert_eq!(bytes(image), bytes(&alone.images[0]), "image {number}");
+    }
+    assert_ne!(bytes(&batch.images[0]), bytes(&batch.images[1]));
+}
+
+#[test]
+fn a_drawing_stops_before_the_next_network_call() {
+    let pipeline = load(&reference("sd15")).unwrap();
+    let mut told = Told { stop_after: Some(2), ..Told::default() };
+    let error = pipeline.generate(&config(50), &mut told).map(|_| ()).unwrap_err();
+    assert!(matches!(error, Error::Interrupted));
+    assert_eq!(told.steps.len(), 2);
+    let mut told = Told { stop_after: Some(0), ..Told::default() };
+    assert!(matches!(pipeline.generate(&config(50), &mut told).map(|_| ()), Err(Error::Interrupted)));
+}
+
+#[test]
+fn previews_come_when_asked_for_and_change_nothing() {
+    let pipeline = load(&reference("sd15")).unwrap();
+    let mut told = Told::default();
+    let with = pipeline.generate(&SamplingConfig { preview_every: 2, ..config(5) }, &mut told).unwrap();
+    assert_eq!(told.previews, [(2, (64, 64)), (4, (64, 64))]);
+    let without = pipeline.generate(&config(5), &mut Told::default()).unwrap();
+    assert_eq!(bytes(&with.images[0]), bytes(&without.images[0]));
+}
+
+#[test]
+fn what_the_model_cannot_honour_is_refused_by_name_before_anything_is_drawn() {
+    let pipeline = load(&reference("sd15")).unwrap();
+    let cases = [
+        (SamplingConfig { clip_skip: 9, ..config(2) }, "clip_skip: is 9; this model's text encoder allows 0 to "),
+        (SamplingConfig { width: Some(65), ..config(2) }, "width: is 65; "),
+        (SamplingConfig { steps: 0, ..config(2) }, "steps: is 0; "),
+    ];
+    for (config, said) in cases {
+        let message = pipeline.generate(&config, &mut Told::default()).map(|_| ()).unwrap_err().to_string();
+        assert!(message.starts_with(said), "{message}");
+    }
+    let limits = Limits { max_pixels: 4096, max_batch: 1 };
+    let source = ModelSource::Directory(reference("sd15"));
+    let options = LoadOptions { source, limits, ..LoadOptions::default() };
+    let small = InferencePipeline::load(&options, &mut |_| {}).unwrap();
+    let tall = SamplingConfig { height: Some(128), ..config(2) };
+    let message = small.check(&tall).unwrap_err().to_string();
+    assert_eq!(message, "width: 64 times height 128 is more pixels than this worker allows, 4096");
+}
+
+#[test]
+fn what_the_caller_should_know_is_said() {
+    let pipeline = load(&reference("sd15")).unwrap();
+    let long = SamplingConfig { prompt: "a very long prompt ".repeat(20), ..config(1) };
+    let warnings = pipeline.generate(&long, &mut Told::default()).unwrap().warnings;
+    assert!(warnings[0].starts_with("prompt was cut: this model reads 14 tokens, the last "), "{warnings:?}");
+    let unguided = SamplingConfig { negative_prompt: "blurry".into(), guidance_scale: 1.0, ..config(1) };
+    let warnings = pipeline.generate(&unguided, &mut Told::default()).unwrap().warnings;
+    assert_eq!(warnings, ["negative_prompt has no effect at guidance_scale 1; above 1 it has"]);
+}
+
+#[test]
+fn weights_that_are_no_numbers_fail_the_job_and_draw_no_black_picture() {
+    let folder = copy("sd2v");
+    let path = folder.path().join("vae/diffusion_pytorch_model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&path, &candle_core::Device::Cpu).unwrap();
+    let bias = tensors.get_mut("decoder.conv_out.bias").unwrap();
+    *bias = candle_core::Tensor::new(&[f32::NAN, 0.0, 0.0], &candle_core::Device::Cpu).unwrap();
+    candle_core::safetensors::save(&tensors, &path).unwrap();
+    let pipeline = load(folder.path()).unwrap();
+    let error = pipeline.generate(&config(1), &mut Told::default()).map(|_| ()).unwrap_err();
+    assert!(matches!(error, Error::NotFinite { stage: "the autoencoder" }), "{error}");
+}
+
+#[test]
+fn what_overflows_f16_is_decoded_again_in_f32() {
+    let folder = copy("sd2v");
+    set(folder.path(), "vae/config.json", "force_upcast", Value::from(false));
+    let path = folder.path().join("vae/diffusion_pytorch_model.safetensors");
+    // A picture a hundred thousand times too bright, and the last norm that brings it back: f16 ends at 65504.
+    let mut tensors = candle_core::safetensors::load(&path, &candle_core::Device::Cpu).unwrap();
+    for name in ["decoder.conv_in.weight", "decoder.conv_in.bias"] {
+        let tensor = tensors.get_mut(name).unwrap();
+        *tensor = (&*tensor * 1e5).unwrap();
+    }
+    candle_core::safetensors::save(&tensors, &path).unwrap();
+    let wide = load(folder.path()).unwrap().generate(&config(1), &mut Told::default()).unwrap();
+    let narrow = load_as(folder.path(), DtypeChoice::F16).unwrap().generate(&config(1), &mut Told::default()).unwrap();
+    let difference = |(a, b): (&u8, &u8)| f64::from(a.abs_diff(*b)).powi(2);
+    let (wide, narrow) = (bytes(&wide.images[0]), bytes(&narrow.images[0]));
+    let mean = wide.iter().zip(narrow).map(difference).sum::<f64>() / wide.len() as f64;
+    // The denoiser stays in f16, so the pictures are alike and not equal; a black one would be at 10 dB or less.
+    assert!(10.0 * (255.0 * 255.0 / mean).log10() > 30.0, "mean square {mean}");
+}

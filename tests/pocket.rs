@@ -1,0 +1,140 @@
+//! The bundled model draws what it is asked for: the background's colour, and the object.
+
+use std::collections::BTreeMap;
+
+use darkroom::{
+    pipeline::{Generate, InferencePipeline, LoadOptions, Monitor},
+    sampling::SamplingConfig,
+};
+use image::{DynamicImage, RgbImage, RgbaImage, imageops::FilterType};
+use serde::Deserialize;
+
+const PROMPTS: usize = 60;
+const CORNER_PX: u32 = 8;
+const STYLES: [&str; 4] = ["", ", 3d style", ", 3d render", " emoji"];
+
+#[derive(Deserialize)]
+struct Trained {
+    thumbnail_size: u32,
+    thumbnail_columns: u32,
+    colours: BTreeMap<String, [u8; 3]>,
+    objects: Vec<Object>,
+}
+
+#[derive(Deserialize)]
+struct Object {
+    name: String,
+    head: String,
+}
+
+struct Unwatched;
+
+impl Monitor for Unwatched {
+    fn should_stop(&self) -> bool {
+        false
+    }
+
+    fn progress(&mut self, _step: usize, _total: usize) {}
+
+    fn preview(&mut self, _step: usize, _image: DynamicImage) {}
+}
+
+fn model(file: &str) -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/pocket").join(file)
+}
+
+fn article(word: &str) -> &'static str {
+    if word.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" }
+}
+
+fn square_distance(first: [f32; 3], second: [f32; 3]) -> f32 {
+    first.iter().zip(second).map(|(a, b)| (a - b).powi(2)).sum()
+}
+
+fn floats(rgb: [u8; 3]) -> [f32; 3] {
+    rgb.map(f32::from)
+}
+
+/// The mean colour of the four corners.
+fn corners(picture: &RgbImage) -> [f32; 3] {
+    let (width, height) = picture.dimensions();
+    let near_end = |at: u32, side: u32| at < CORNER_PX || at >= side - CORNER_PX;
+    let pixels = picture.enumerate_pixels().filter(|(x, y, _)| near_end(*x, width) && near_end(*y, height));
+    let mut sum = [0.0; 3];
+    let mut count = 0.0;
+    for (_, _, pixel) in pixels {
+        let [r, g, b] = floats(pixel.0);
+        sum = [sum[0] + r, sum[1] + g, sum[2] + b];
+        count += 1.0;
+    }
+    sum.map(|channel| channel / count)
+}
+
+impl Trained {
+    fn read() -> Self {
+        serde_json::from_slice(&std::fs::read(model("objects.json")).unwrap()).unwrap()
+    }
+
+    fn nearest_colour(&self, colour: [f32; 3]) -> &str {
+        let distance = |rgb: &[u8; 3]| square_distance(colour, floats(*rgb));
+        let nearest = self.colours.iter().min_by(|a, b| distance(a.1).total_cmp(&distance(b.1)));
+        nearest.unwrap().0
+    }
+
+    /// The object whose thumbnail on `ground` has the least mean square distance to the picture.
+    fn nearest_object(&self, picture: &RgbImage, ground: [u8; 3], thumbnails: &RgbaImage) -> &Object {
+        let side = self.thumbnail_size;
+        let small = DynamicImage::ImageRgb8(picture.clone()).resize_exact(side, side, FilterType::Triangle).into_rgb8();
+        let distance = |number: usize| {
+            let number = u32::try_from(number).unwrap();
+            let corner = (number % self.thumbnail_columns * side, number / self.thumbnail_columns * side);
+            let pixels = small.enumerate_pixels().map(|(x, y, pixel)| {
+                let [r, g, b, alpha] = thumbnails.get_pixel(corner.0 + x, corner.1 + y).0;
+                let alpha = f32::from(alpha) / 255.0;
+                let mut placed = floats([r, g, b]);
+                for (channel, ground) in placed.iter_mut().zip(floats(ground)) {
+                    *channel = *channel * alpha + ground * (1.0 - alpha);
+                }
+                square_distance(placed, floats(pixel.0))
+            });
+            pixels.sum::<f32>()
+        };
+        let nearest = (0..self.objects.len()).min_by(|a, b| distance(*a).total_cmp(&distance(*b)));
+        &self.objects[nearest.unwrap()]
+    }
+}
+
+#[test]
+fn sixty_prompts_get_their_background_and_their_object() {
+    let trained = Trained::read();
+    let thumbnails = image::open(model("thumbnails.png")).unwrap().into_rgba8();
+    let pipeline = InferencePipeline::load(&LoadOptions::default(), &mut |_| {}).unwrap();
+    let info = pipeline.model();
+    let colours: Vec<&String> = trained.colours.keys().collect();
+    let (mut grounds, mut objects) = (0, 0);
+    let mut wrong = Vec::new();
+    for turn in 0..PROMPTS {
+        let object = &trained.objects[turn * trained.objects.len() / PROMPTS];
+        // Steps that share no factor with the counts, so that every colour and style comes up with changing objects.
+        let colour = colours[turn * 7 % colours.len()];
+        let style = STYLES[(turn + turn / STYLES.len()) % STYLES.len()];
+        let prompt =
+            format!("{} {}{style} on {} {colour} background", article(&object.name), object.name, article(colour));
+        let config = SamplingConfig {
+            prompt: prompt.clone(),
+            steps: info.default_steps,
+            guidance_scale: info.default_guidance_scale,
+            seed: turn as u64,
+            ..SamplingConfig::default()
+        };
+        let picture = pipeline.generate(&config, &mut Unwatched).unwrap().images.remove(0).into_rgb8();
+        let found_colour = trained.nearest_colour(corners(&picture));
+        let found = trained.nearest_object(&picture, trained.colours[colour], &thumbnails);
+        grounds += usize::from(found_colour == colour);
+        objects += usize::from(found.head == object.head);
+        if found_colour != colour || found.head != object.head {
+            wrong.push(format!("{prompt}: {} on {found_colour}", found.name));
+        }
+    }
+    assert!(grounds >= PROMPTS * 95 / 100 && objects >= PROMPTS * 80 / 100, "{grounds}, {objects}: {wrong:#?}");
+}
