@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use crate::{
     Result,
-    nn::{Activation, LayerNorm, Linear, Weights, attention},
+    nn::{Activation, After, LayerNorm, Linear, Weights, attention},
 };
 
 /// The sizes of a text encoder: its `config.json`.
@@ -222,8 +222,10 @@ impl Layer {
     fn forward(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
         let y = self.norm1.forward(x)?;
         let (q, k, v) = (self.query.forward(&y)?, self.key.forward(&y)?, self.value.forward(&y)?);
-        let x = (x + self.out.forward(&attention(&q, &k, &v, self.heads, Some(mask))?)?)?;
-        let y = self.activation.forward(&self.inner.forward(&self.norm2.forward(&x)?)?)?;
-        Ok((x + self.outer.forward(&y)?)?)
+        let added = |residual| After { residual: Some(residual), ..After::default() };
+        let x = self.out.forward_then(&attention(&q, &k, &v, self.heads, Some(mask))?, added(x))?;
+        let activated = After { activation: Some(self.activation), ..After::default() };
+        let y = self.inner.forward_then(&self.norm2.forward(&x)?, activated)?;
+        self.outer.forward_then(&y, added(&x))
     }
 }

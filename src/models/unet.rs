@@ -1,13 +1,13 @@
 //! The denoising UNet of the Stable Diffusion family (Rombach et al. 2022), any size of it.
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{DType, Tensor};
 
 use super::UnetConfig;
 use crate::{
     Result,
     nn::{
-        Activation, Conv2d, EmbeddingMlp, GroupNorm, LayerNorm, Linear, ResnetBlock, ResnetSizes, Sinusoids, Weights,
-        attention, feature_map,
+        Activation, After, Conv2d, EmbeddingMlp, GroupNorm, LayerNorm, Linear, ResnetBlock, ResnetSizes, Sinusoids,
+        Weights, attention, feature_map,
     },
 };
 
@@ -95,7 +95,7 @@ impl Unet {
         let batch = latents.dim(0)?;
         let time = Activation::Silu.forward(&self.embed(timestep, batch, conditioning)?)?;
         let context = Context { time, text: conditioning.text.to_dtype(self.dtype)? };
-        let mut x = self.conv_in.forward(&latents.to_dtype(self.dtype)?)?;
+        let mut x = self.conv_in.forward(&feature_map::from_planes(&latents.to_dtype(self.dtype)?)?)?;
         let mut skips = vec![x.clone()];
         for block in &self.down {
             for layer in &block.layers {
@@ -117,11 +117,11 @@ impl Unet {
             }
             if let (Some(conv), Some(next)) = (&block.resize, skips.last()) {
                 // The next skip's size, not twice this one's: sizes that a level did not divide were rounded up.
-                x = conv.forward(&feature_map::upsample_nearest(&x, feature_map::size(next)?)?)?;
+                x = conv.forward_scaled(&x, feature_map::size(next)?)?;
             }
         }
-        let x = self.conv_out.forward(&Activation::Silu.forward(&self.norm_out.forward(&x)?)?)?;
-        Ok(x.to_dtype(DType::F32)?)
+        let x = self.conv_out.forward(&self.norm_out.forward_silu(&x)?)?;
+        Ok(feature_map::to_planes(&x)?.to_dtype(DType::F32)?)
     }
 
     /// The embedding of the timestep and of what is added to it: `(b, width)`.
@@ -281,8 +281,9 @@ impl Transformer {
         for layer in &self.layers {
             tokens = layer.forward(&tokens, text)?;
         }
-        let map = feature_map::from_tokens(&self.project_out.forward(&tokens)?, feature_map::size(x)?)?;
-        Ok((map + x)?)
+        let residual = feature_map::to_tokens(x)?;
+        let tokens = self.project_out.forward_then(&tokens, added(&residual))?;
+        feature_map::from_tokens(&tokens, feature_map::size(x)?)
     }
 }
 
@@ -316,12 +317,16 @@ impl TransformerLayer {
 
     fn forward(&self, x: &Tensor, text: &Tensor) -> Result<Tensor> {
         let y = self.norm1.forward(x)?;
-        let x = (x + self.own.forward(&y, &y)?)?;
-        let x = (&x + self.cross.forward(&self.norm2.forward(&x)?, text)?)?;
-        let halves = self.gated.forward(&self.norm3.forward(&x)?)?.chunk(2, D::Minus1)?;
-        let gated = (&halves[0] * Activation::Gelu.forward(&halves[1].contiguous()?)?)?;
-        Ok((x + self.out.forward(&gated)?)?)
+        let x = self.own.forward(&y, &y, x)?;
+        let x = self.cross.forward(&self.norm2.forward(&x)?, text, &x)?;
+        let gated = self.gated.forward_gated(&self.norm3.forward(&x)?)?;
+        self.out.forward_then(&gated, added(&x))
     }
+}
+
+/// A product whose result is added to `residual`.
+fn added(residual: &Tensor) -> After<'_> {
+    After { residual: Some(residual), ..After::default() }
 }
 
 /// Attention of pixels to pixels or to text.
@@ -349,10 +354,11 @@ impl Attention {
         })
     }
 
-    fn forward(&self, x: &Tensor, to: &Tensor) -> Result<Tensor> {
+    /// What `x` sees in `to`, added to `residual`.
+    fn forward(&self, x: &Tensor, to: &Tensor, residual: &Tensor) -> Result<Tensor> {
         let (q, k, v) = (self.query.forward(x)?, self.key.forward(to)?, self.value.forward(to)?);
         let widened = |x: Tensor| if self.upcast { x.to_dtype(DType::F32) } else { Ok(x) };
         let seen = attention(&widened(q)?, &widened(k)?, &widened(v)?, self.heads, None)?;
-        self.out.forward(&seen.to_dtype(x.dtype())?)
+        self.out.forward_then(&seen.to_dtype(x.dtype())?, added(residual))
     }
 }

@@ -170,6 +170,9 @@ impl UnetConfig {
         if self.class_name != "UNet2DConditionModel" {
             return Err(format!("_class_name is {:?}; only \"UNet2DConditionModel\" is supported", self.class_name));
         }
+        if self.act_fn != Activation::Silu {
+            return Err(format!("act_fn is {:?}; only \"silu\" is supported", self.act_fn));
+        }
         let blocks = self.block_out_channels.len();
         if blocks == 0 || self.down_block_types.len() != blocks || self.up_block_types.len() != blocks {
             let (down, up) = (self.down_block_types.len(), self.up_block_types.len());

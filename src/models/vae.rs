@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use crate::{
     Result,
-    nn::{Activation, Conv2d, GroupNorm, Linear, ResnetBlock, ResnetSizes, Weights, attention, feature_map},
+    nn::{Activation, After, Conv2d, GroupNorm, Linear, ResnetBlock, ResnetSizes, Weights, attention, feature_map},
 };
 
 /// Added to the norms' variance, in diffusers' code.
@@ -91,6 +91,9 @@ impl VaeConfig {
         if let Some(unknown) = self.up_block_types.iter().find(|name| *name != UP_BLOCK) {
             return Err(format!("up_block_types has {unknown:?}; only {UP_BLOCK} is supported"));
         }
+        if self.act_fn != Activation::Silu {
+            return Err(format!("act_fn is {:?}; only \"silu\" is supported", self.act_fn));
+        }
         if self.out_channels != 3 {
             return Err(format!("out_channels is {}; only 3 is supported", self.out_channels));
         }
@@ -126,7 +129,6 @@ pub struct VaeDecoder {
     blocks: Vec<Block>,
     norm_out: GroupNorm,
     conv_out: Conv2d,
-    activation: Activation,
     dtype: DType,
 }
 
@@ -165,7 +167,6 @@ impl VaeDecoder {
             blocks,
             norm_out: GroupNorm::new(&decoder.at("conv_norm_out"), first, config.norm_num_groups, NORM_EPSILON)?,
             conv_out: Conv2d::new(&decoder.at("conv_out"), first, config.out_channels, 3)?,
-            activation: config.act_fn,
             dtype: weights.dtype(),
         })
     }
@@ -185,7 +186,7 @@ impl VaeDecoder {
     ///
     /// A shape that does not fit.
     pub fn decode_raw(&self, latents: &Tensor) -> Result<Tensor> {
-        let mut x = latents.to_dtype(self.dtype)?;
+        let mut x = feature_map::from_planes(&latents.to_dtype(self.dtype)?)?;
         if let Some(conv) = &self.before {
             x = conv.forward(&x)?;
         }
@@ -193,8 +194,8 @@ impl VaeDecoder {
         for block in &self.blocks {
             x = block.forward(&x)?;
         }
-        let x = self.conv_out.forward(&self.activation.forward(&self.norm_out.forward(&x)?)?)?;
-        Ok(x.to_dtype(DType::F32)?)
+        let x = self.conv_out.forward(&self.norm_out.forward_silu(&x)?)?;
+        Ok(feature_map::to_planes(&x)?.to_dtype(DType::F32)?)
     }
 }
 
@@ -253,7 +254,7 @@ impl Block {
         }
         let Some(conv) = &self.doubling else { return Ok(x) };
         let (height, width) = feature_map::size(&x)?;
-        conv.forward(&feature_map::upsample_nearest(&x, (2 * height, 2 * width))?)
+        conv.forward_scaled(&x, (2 * height, 2 * width))
     }
 }
 
@@ -313,7 +314,9 @@ impl MiddleAttention {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let tokens = feature_map::to_tokens(&self.norm.forward(x)?)?;
         let (q, k, v) = (self.query.forward(&tokens)?, self.key.forward(&tokens)?, self.value.forward(&tokens)?);
-        let seen = self.out.forward(&attention(&q, &k, &v, 1, None)?)?;
-        Ok((x + feature_map::from_tokens(&seen, feature_map::size(x)?)?)?)
+        let residual = feature_map::to_tokens(x)?;
+        let after = After { residual: Some(&residual), ..After::default() };
+        let seen = self.out.forward_then(&attention(&q, &k, &v, 1, None)?, after)?;
+        feature_map::from_tokens(&seen, feature_map::size(x)?)
     }
 }

@@ -2,6 +2,10 @@
 
 use candle_core::{DType, Tensor};
 
+use super::{
+    cpu::{self, AttentionInputs, AttentionSizes},
+    host::{is_kernels, tensor_of, with_values},
+};
 use crate::Result;
 
 /// The most scores held at a time: queries are taken in parts, so that a large picture does not need a matrix of all
@@ -17,6 +21,10 @@ const MOST_SCORES: usize = 1 << 25;
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Option<&Tensor>) -> Result<Tensor> {
     let (b, n, c) = q.dims3()?;
     let m = k.dim(1)?;
+    if is_kernels(q) {
+        let sizes = AttentionSizes { batch: b, queries: n, keys: m, heads, width: c / heads };
+        return on_host(q, k, v, mask, sizes);
+    }
     #[cfg(feature = "flash-attn")]
     if q.device().is_cuda() && q.dtype() != DType::F32 && mask.is_none() && c / heads <= 256 && (c / heads) % 8 == 0 {
         return flash(q, k, v, heads);
@@ -39,6 +47,26 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Option<
     }
     let joined = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 2)? };
     Ok(joined.transpose(1, 2)?.reshape((b, n, c))?)
+}
+
+/// By the CPU kernels.
+fn on_host(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, sizes: AttentionSizes) -> Result<Tensor> {
+    let mut result = vec![0.0; q.elem_count()];
+    let run = |mask: Option<&[f32]>, result: &mut [f32]| {
+        with_values(q, |queries| {
+            with_values(k, |keys| {
+                with_values(v, |values| {
+                    cpu::attention(AttentionInputs { queries, keys, values, mask }, sizes, result);
+                    Ok(())
+                })
+            })
+        })
+    };
+    match mask {
+        Some(mask) => with_values(mask, |mask| run(Some(mask), &mut result))?,
+        None => run(None, &mut result)?,
+    }
+    tensor_of(result, q.dims().to_vec())
 }
 
 /// The fused kernel of Dao et al. 2022.

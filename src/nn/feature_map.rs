@@ -1,11 +1,35 @@
 //! What networks do with a feature map besides convolving it.
 //!
-//! A feature map is `(b, c, h, w)` today. Only this folder knows: the networks speak of channels, tokens and sizes, so
-//! that the layout can change under them.
+//! A feature map is `(b, h, w, c)` for the CPU kernels and `(b, c, h, w)` for the tensor library. Only this folder knows:
+//! the networks speak of channels, tokens and sizes.
 
-use candle_core::Tensor;
+use candle_core::{D, Tensor};
 
+use super::host::is_kernels;
 use crate::Result;
+
+/// Where a map's channels are.
+fn channel_axis(map: &Tensor) -> usize {
+    if is_kernels(map) { 3 } else { 1 }
+}
+
+/// A map from planes `(b, c, h, w)`.
+///
+/// # Errors
+///
+/// A tensor of another rank.
+pub fn from_planes(planes: &Tensor) -> Result<Tensor> {
+    if is_kernels(planes) { Ok(planes.permute((0, 2, 3, 1))?.contiguous()?) } else { Ok(planes.clone()) }
+}
+
+/// Planes `(b, c, h, w)` from a map.
+///
+/// # Errors
+///
+/// A tensor that is no feature map.
+pub fn to_planes(map: &Tensor) -> Result<Tensor> {
+    if is_kernels(map) { Ok(map.permute((0, 3, 1, 2))?.contiguous()?) } else { Ok(map.clone()) }
+}
 
 /// A map's height and width.
 ///
@@ -13,8 +37,8 @@ use crate::Result;
 ///
 /// A tensor that is no feature map.
 pub fn size(map: &Tensor) -> Result<(usize, usize)> {
-    let (_, _, height, width) = map.dims4()?;
-    Ok((height, width))
+    let (_, first, second, third) = map.dims4()?;
+    Ok(if is_kernels(map) { (first, second) } else { (second, third) })
 }
 
 /// The maps' channels one after another.
@@ -23,16 +47,7 @@ pub fn size(map: &Tensor) -> Result<(usize, usize)> {
 ///
 /// Maps of different sizes.
 pub fn concat_channels(first: &Tensor, second: &Tensor) -> Result<Tensor> {
-    Ok(Tensor::cat(&[first, second], 1)?)
-}
-
-/// The map at another size, each value taken from the nearest one.
-///
-/// # Errors
-///
-/// A tensor that is no feature map.
-pub fn upsample_nearest(map: &Tensor, (height, width): (usize, usize)) -> Result<Tensor> {
-    Ok(map.upsample_nearest2d(height, width)?)
+    Ok(Tensor::cat(&[first, second], channel_axis(first))?)
 }
 
 /// One token a pixel: `(b, h * w, c)`.
@@ -41,6 +56,10 @@ pub fn upsample_nearest(map: &Tensor, (height, width): (usize, usize)) -> Result
 ///
 /// A tensor that is no feature map.
 pub fn to_tokens(map: &Tensor) -> Result<Tensor> {
+    if is_kernels(map) {
+        let (b, _, _, c) = map.dims4()?;
+        return Ok(map.reshape((b, (), c))?);
+    }
     Ok(map.flatten_from(2)?.transpose(1, 2)?.contiguous()?)
 }
 
@@ -51,7 +70,10 @@ pub fn to_tokens(map: &Tensor) -> Result<Tensor> {
 /// Another number of tokens.
 pub fn from_tokens(tokens: &Tensor, (height, width): (usize, usize)) -> Result<Tensor> {
     let (b, _, c) = tokens.dims3()?;
-    Ok(tokens.transpose(1, 2)?.reshape((b, c, height, width))?)
+    if is_kernels(tokens) {
+        return Ok(tokens.reshape((b, height, width, c))?);
+    }
+    Ok(tokens.transpose(D::Minus2, D::Minus1)?.reshape((b, c, height, width))?)
 }
 
 /// The map with one value a channel added: `values` is `(b, c)`.
@@ -59,7 +81,9 @@ pub fn from_tokens(tokens: &Tensor, (height, width): (usize, usize)) -> Result<T
 /// # Errors
 ///
 /// Another number of channels.
-pub fn add_to_channels(map: &Tensor, values: &Tensor) -> Result<Tensor> {
+pub(super) fn add_to_channels(map: &Tensor, values: &Tensor) -> Result<Tensor> {
     let (b, c) = values.dims2()?;
-    Ok(map.broadcast_add(&values.reshape((b, c, 1, 1))?)?)
+    let mut shape = [b, 1, 1, 1];
+    shape[channel_axis(map)] = c;
+    Ok(map.broadcast_add(&values.reshape(&shape)?)?)
 }

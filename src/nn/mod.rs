@@ -2,15 +2,19 @@
 //!
 //! Owns the arithmetic. It must not know checkpoints or sampling: `models` gives it weight files and sizes.
 
+mod activation;
 mod attention;
+mod cpu;
 pub mod feature_map;
+mod host;
 mod layers;
 mod resnet;
 mod time;
 mod weights;
 
+pub use activation::Activation;
 pub use attention::attention;
-pub use layers::{Activation, Conv2d, GroupNorm, LayerNorm, Linear};
+pub use layers::{After, Conv2d, GroupNorm, LayerNorm, Linear};
 pub use resnet::{ResnetBlock, ResnetSizes};
 pub use time::{EmbeddingMlp, Sinusoids};
 pub use weights::{LoadProgress, WeightFile, Weights};

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{Activation, Conv2d, GroupNorm, Linear, Weights, feature_map};
+use super::{After, Conv2d, GroupNorm, Linear, Weights};
 use crate::Result;
 
 /// Two normalised convolutions around a shortcut, told the timestep where there is one.
@@ -57,14 +57,14 @@ impl ResnetBlock {
     ///
     /// A shape that does not fit.
     pub fn forward(&self, x: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
-        let mut y = self.conv1.forward(&Activation::Silu.forward(&self.norm1.forward(x)?)?)?;
-        if let (Some(layer), Some(time)) = (&self.time, time) {
-            y = feature_map::add_to_channels(&y, &layer.forward(time)?)?;
-        }
-        let y = self.conv2.forward(&Activation::Silu.forward(&self.norm2.forward(&y)?)?)?;
-        Ok(match &self.shortcut {
-            Some(shortcut) => (shortcut.forward(x)? + y)?,
-            None => (x + y)?,
-        })
+        let time = match (&self.time, time) {
+            (Some(layer), Some(time)) => Some(layer.forward(time)?),
+            _ => None,
+        };
+        let told = After { per_image: time.as_ref(), ..After::default() };
+        let y = self.conv1.forward_then(&self.norm1.forward_silu(x)?, told)?;
+        let shortcut = self.shortcut.as_ref().map(|shortcut| shortcut.forward(x)).transpose()?;
+        let added = After { residual: Some(shortcut.as_ref().unwrap_or(x)), ..After::default() };
+        self.conv2.forward_then(&self.norm2.forward_silu(&y)?, added)
     }
 }
