@@ -121,6 +121,7 @@ async fn not_found_404_and_method_not_allowed_405_elsewhere() {
     let answer = worker.at(Method::GET, "/generate").await;
     answer.problem(405, "method_not_allowed", None);
     assert_eq!(answer.header("allow"), Some("POST"));
+    worker.at(Method::GET, "/jobs/%FF").await.problem(404, "not_found", None);
     worker.at(Method::DELETE, "/jobs").await.problem(405, "method_not_allowed", None);
 }
 
@@ -190,8 +191,13 @@ async fn invalid_parameter_422() {
         let detail = worker.post(fox(body)).await.problem(422, "invalid_parameter", Some(field));
         assert!(detail.starts_with(&format!("{field}: ")) && detail.contains(said), "{detail}");
     }
-    for (query, field) in [("status=done", "status"), ("limit=0", "limit"), ("limit=101", "limit"), ("page=2", "page")]
-    {
+    for (query, field) in [
+        ("status=done", "status"),
+        ("limit=0", "limit"),
+        ("limit=101", "limit"),
+        ("page=2", "page"),
+        ("limit=%FF", "limit"),
+    ] {
         worker.at(Method::GET, &format!("/jobs?{query}")).await.problem(422, "invalid_parameter", Some(field));
     }
 }
@@ -320,4 +326,19 @@ async fn every_answer_has_the_requests_id() {
     assert_eq!(worker.send(given).await.header("x-request-id"), Some("mine"));
     let made = worker.at(Method::GET, "/nowhere").await;
     assert_eq!(made.header("x-request-id").map(str::len), Some(36));
+}
+
+#[tokio::test]
+async fn a_handler_that_panics_answers_500_and_says_nothing_of_itself() {
+    let worker = ready();
+    let detail = worker.post(json!({ "prompt": "panic in the check" }).to_string()).await;
+    let detail = detail.problem(500, "internal_error", None);
+    assert_eq!(detail, "this worker has a fault; its log says more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_does_not_come_is_not_waited_for_for_ever() {
+    let worker = ready();
+    let never = futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>();
+    worker.post(Body::from_stream(never)).await.problem(408, "body_too_slow", None);
 }

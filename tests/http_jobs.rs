@@ -235,23 +235,26 @@ async fn those_who_wait_are_told_when_they_move_up() {
     let first = queue(address, json!({ "prompt": "first", "steps": 1 })).await;
     hands.begun.recv().await.unwrap();
     let second = queue(address, json!({ "prompt": "second", "steps": 1 })).await;
-    let third = queue(address, json!({ "prompt": "third", "steps": 1 })).await;
-    assert_eq!(job(address, &third).await["queue_position"], 2);
-    let mut events = events(address, &third, None).await;
-    assert_eq!(events.event().await.unwrap().data["queue_position"], 2);
+    queue(address, json!({ "prompt": "third", "steps": 1 })).await;
+    let fourth = queue(address, json!({ "prompt": "fourth", "steps": 1 })).await;
+    assert_eq!(job(address, &fourth).await["queue_position"], 3);
+    let mut events = events(address, &fourth, None).await;
+    assert_eq!(events.event().await.unwrap().data["queue_position"], 3);
     // One that is cancelled while it waits ends at once, though the first is still drawn.
     let cancelled = delete(address, &format!("/jobs/{second}")).await;
     assert_eq!((cancelled.status, &cancelled.json()["status"]), (202, &json!("cancelled")));
     assert_eq!(last(address, &second).await.data["reason"], "requested");
     assert_eq!(job(address, &first).await["status"], "running");
-    assert_eq!(events.event().await.unwrap().data["queue_position"], 1);
+    assert_eq!(events.event().await.unwrap().data["queue_position"], 2);
     hands.step(1);
     let moved = events.event().await.unwrap();
-    assert_eq!((moved.name.as_str(), &moved.data["queue_position"]), ("queued", &json!(0)));
+    assert_eq!((moved.name.as_str(), &moved.data["queue_position"]), ("queued", &json!(1)));
     assert!(moved.data["eta_ms"].is_u64(), "a step was measured by now");
-    hands.step(1);
-    assert_eq!(names(&events.rest().await), ["started", "progress", "complete"]);
     assert_eq!(hands.begun.recv().await.unwrap(), "third");
+    hands.step(2);
+    events.until("started").await;
+    assert_eq!(names(&events.rest().await), ["progress", "complete"]);
+    assert_eq!(hands.begun.recv().await.unwrap(), "fourth");
 }
 
 #[tokio::test]

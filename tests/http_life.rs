@@ -2,8 +2,12 @@
 
 mod common;
 
-use std::sync::{Arc, mpsc};
+use std::{
+    sync::{Arc, mpsc},
+    time::Duration,
+};
 
+use axum::{body::Body, http::Request};
 use common::{
     Order,
     client::{
@@ -11,9 +15,17 @@ use common::{
     },
     fake,
 };
-use darkroom::{Error, config::ServeConfig, loading::LoadStage, pipeline::Generate};
+use darkroom::{
+    Error,
+    config::ServeConfig,
+    http::{App, router},
+    loading::LoadStage,
+    pipeline::Generate,
+};
+use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
+use tower::ServiceExt;
 
 fn with_grace(seconds: u64) -> ServeConfig {
     let mut config = ServeConfig::default();
@@ -151,4 +163,25 @@ async fn idle_connections_and_clients_that_do_not_read_cannot_hold_the_end_up() 
     stream.until("complete").await;
     plug.pull().await.unwrap().unwrap();
     drop((idle, keeps_alive, unread));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_stream_is_kept_alive_with_comments() {
+    let (pipeline, mut hands) = fake();
+    let app = App::new(ServeConfig::default());
+    app.make_ready(pipeline);
+    let request = Request::post("/generate")
+        .header("content-type", "application/json")
+        .header("accept", "text/event-stream")
+        .body(Body::from(json!({ "prompt": "a fox" }).to_string()));
+    let response = router(app).oneshot(request.unwrap()).await.unwrap();
+    let mut body = response.into_body();
+    let mut frame = async || body.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert!(frame().await.starts_with(b"event: queued\n"));
+    assert!(frame().await.starts_with(b"event: started\n"));
+    hands.begun.recv().await.unwrap();
+    for _ in 0..2 {
+        tokio::time::advance(Duration::from_secs(15)).await;
+        assert_eq!(frame().await, ": still here\n\n");
+    }
 }

@@ -24,6 +24,9 @@ use crate::{
     sampling::Limits,
 };
 
+/// How long a body may take to come. A client that sends nothing holds no more than its connection, and not for ever.
+const BODY_WAIT: Duration = Duration::from_secs(60);
+
 /// How a client is answered.
 #[derive(Debug, Clone, Copy)]
 enum Answer {
@@ -80,7 +83,8 @@ fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
 
 /// Reads the body, up to the limit that the router has set.
 async fn read_body(request: Request, limit: usize) -> Result<Bytes, Problem> {
-    Bytes::from_request(request, &()).await.map_err(|rejection| match rejection {
+    let read = tokio::time::timeout(BODY_WAIT, Bytes::from_request(request, &())).await;
+    read.map_err(|_| Problem::body_too_slow(BODY_WAIT))?.map_err(|rejection| match rejection {
         BytesRejection::FailedToBufferBody(error) if error.status() == StatusCode::PAYLOAD_TOO_LARGE => {
             Problem::body_too_large(limit)
         }

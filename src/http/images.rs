@@ -4,17 +4,17 @@ use std::sync::Arc;
 
 use axum::{
     body::{Body, Bytes},
-    extract::{Path, State},
+    extract::State,
     http::{HeaderName, HeaderValue, header},
     response::{IntoResponse, Response},
 };
 
-use super::{app::App, problem::Problem};
+use super::{app::App, path::PathPart, problem::Problem};
 use crate::engine::{Outcome, ResultImage};
 
 pub(super) async fn get(
     State(app): State<Arc<App>>,
-    Path((id, index)): Path<(String, String)>,
+    PathPart((id, index)): PathPart<(String, String)>,
 ) -> Result<Response, Problem> {
     let job = app.board.find(&id).map_err(|missing| Problem::missing_job(missing, &id))?;
     let outcome = job.outcome();

@@ -4,14 +4,15 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     Json,
-    extract::{Path, Query, State},
-    http::StatusCode,
+    extract::{Query, State},
+    http::{StatusCode, Uri},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
 
 use super::{
     app::App,
+    path::PathPart,
     problem::Problem,
     view::{JobView, Pictures},
 };
@@ -26,22 +27,21 @@ struct Page {
     next: Option<String>,
 }
 
-pub(super) async fn list(
-    State(app): State<Arc<App>>,
-    Query(query): Query<BTreeMap<String, String>>,
-) -> Result<Response, Problem> {
+pub(super) async fn list(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Problem> {
+    let query = Query::<BTreeMap<String, String>>::try_from_uri(&uri);
+    let Query(query) = query.map_err(|error| Problem::invalid("query", error.body_text().to_lowercase()))?;
     let (jobs, more) = app.board.list(&listing(query)?);
     let next = jobs.last().filter(|_| more).map(|job| job.job_id.clone());
     let jobs = jobs.into_iter().map(|job| JobView::new(job, Pictures::Linked)).collect();
     Ok(Json(Page { jobs, next }).into_response())
 }
 
-pub(super) async fn get(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Response, Problem> {
+pub(super) async fn get(State(app): State<Arc<App>>, PathPart(id): PathPart<String>) -> Result<Response, Problem> {
     let job = app.board.find(&id).map_err(|missing| Problem::missing_job(missing, &id))?;
     Ok(job_response(StatusCode::OK, app.board.snapshot(&job), Pictures::Linked).await)
 }
 
-pub(super) async fn cancel(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Response, Problem> {
+pub(super) async fn cancel(State(app): State<Arc<App>>, PathPart(id): PathPart<String>) -> Result<Response, Problem> {
     let cancelled = app.board.cancel(&id, CancelReason::Requested);
     let (cancelling, job) = cancelled.map_err(|missing| Problem::missing_job(missing, &id))?;
     let status = match cancelling {

@@ -13,6 +13,7 @@ mod jobs;
 mod lifecycle;
 mod middleware;
 mod negotiate;
+mod path;
 mod probes;
 mod problem;
 mod submit;

@@ -105,6 +105,12 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, "malformed_json", detail)
     }
 
+    /// A body that did not come.
+    pub(super) fn body_too_slow(waited: Duration) -> Self {
+        let detail = format!("the body did not come within {} s", waited.as_secs());
+        Self::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", detail)
+    }
+
     /// A body of another kind.
     pub(super) fn unsupported_media_type(given: Option<&str>) -> Self {
         let given =
@@ -170,6 +176,7 @@ impl Problem {
             "method_not_allowed" => "The method does not apply",
             "not_acceptable" => "No acceptable form of answer",
             "body_too_large" => "The body is too large",
+            "body_too_slow" => "The body did not come",
             "unsupported_media_type" => "The body is of the wrong kind",
             "invalid_parameter" => "A parameter is not allowed",
             "unsupported_parameter" => "A parameter cannot be honoured",

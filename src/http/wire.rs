@@ -250,10 +250,12 @@ fn tag(given: String) -> Result<String, Problem> {
     Ok(given)
 }
 
-/// The field that serde stumbled over, with the path to it. An unknown field is in the message only.
+/// The field that serde stumbled over, with the path to it. One that is unknown or
+/// given twice is in the message only.
 fn field_at_fault(path: &str, message: &str) -> Option<String> {
     let parent = Some(path).filter(|path| !["", ".", "?"].contains(path));
-    let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split_once('`')).map(|(name, _)| name);
+    let named = message.strip_prefix("unknown field `").or_else(|| message.strip_prefix("duplicate field `"));
+    let unknown = named.and_then(|rest| rest.split_once('`')).map(|(name, _)| name);
     match (parent, unknown) {
         (Some(parent), Some(name)) if parent != name && !parent.ends_with(&format!(".{name}")) => {
             Some(format!("{parent}.{name}"))

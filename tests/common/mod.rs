@@ -114,6 +114,7 @@ impl Generate for Fake {
     }
 
     fn check(&self, config: &SamplingConfig) -> Result<()> {
+        assert_ne!(config.prompt, "panic in the check");
         if config.clip_skip > 2 {
             return Err(Error::invalid("clip_skip", format!("is {}; the fake has 3 layers", config.clip_skip)));
         }
