@@ -103,12 +103,12 @@ async fn a_slow_consumer_loses_progress_and_never_the_result() {
     // Nothing is taken until the next job is done, so the drawing cannot have waited for this receiver.
     let mut seen = Vec::new();
     let other = submit(&engine, request("owl", 1)).await;
+    assert!(matches!(last(other).await, GenerationResponse::Complete { .. }));
     while let Some(response) = rx.recv().await {
         seen.push(response);
     }
     assert!(seen.len() < 50, "{} were queued in a channel of one", seen.len());
     assert!(matches!(seen.last(), Some(GenerationResponse::Complete { .. })));
-    assert!(matches!(last(other).await, GenerationResponse::Complete { .. }));
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 pub enum Order {
     /// Finish one step.
     Step,
-    /// Go on without a step until the job is stopped.
+    /// Stand still until the job is stopped, and end.
     UntilStopped,
     /// Show what the picture looks like.
     Preview,
@@ -86,11 +86,13 @@ impl Generate for Fake {
         let orders = self.orders.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut step = 0;
         while step < config.steps {
+            // A test that has dropped its end wants the rest drawn at once.
+            let order = orders.recv().unwrap_or(Order::Step);
+            // Only now, so that a stopped drawing takes exactly one more order, whenever it was stopped.
             if monitor.should_stop() {
                 return Err(Error::Interrupted);
             }
-            // A test that has dropped its end wants the rest drawn at once.
-            match orders.recv().unwrap_or(Order::Step) {
+            match order {
                 Order::Step => {
                     step += 1;
                     monitor.progress(step, config.steps);
@@ -99,6 +101,7 @@ impl Generate for Fake {
                     while !monitor.should_stop() {
                         std::thread::yield_now();
                     }
+                    return Err(Error::Interrupted);
                 }
                 Order::Preview => monitor.preview(step, DynamicImage::new_rgb8(8, 8)),
                 Order::Fail(message) => return Err(Error::Image(message.into())),
