@@ -1,12 +1,28 @@
 //! Models: what a checkpoint is, where its weights come from, the device that draws, one file per network.
 //!
-//! Owns the reading of checkpoints and the networks of the Stable Diffusion family. It must not know sampling, the queue
-//! or the network server. Next: `pipeline` puts the networks together.
+//! Owns the reading of checkpoints and the networks of the Stable Diffusion family. It must not know the queue or the
+//! network server. Next: `pipeline` puts the networks together.
 
+mod bundled;
+mod checkpoint;
+mod clip;
 mod device;
 mod hub;
 mod source;
+mod spec;
+mod tokenizer;
+mod unet;
+mod unet_config;
+mod vae;
 
+pub use bundled::NAME as BUNDLED_MODEL_NAME;
+pub use checkpoint::Checkpoint;
+pub use clip::{ClipConfig, ClipTextModel, Pooling, TextStates};
 pub use device::{DeviceChoice, DtypeChoice, device_name};
 pub use hub::Hub;
 pub use source::ModelSource;
+pub use spec::{Family, ModelSpec, TextEncoderSpec};
+pub use tokenizer::{PromptTokenizer, Tokens};
+pub use unet::{Added, Conditioning, Unet};
+pub use unet_config::{PerBlock, UnetConfig};
+pub use vae::{VaeConfig, VaeDecoder};

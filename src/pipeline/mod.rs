@@ -1,8 +1,14 @@
 //! The pipeline: text to latents to image.
 //!
-//! Owns `InferencePipeline` and the one denoise loop. It must not know the queue or the network server: whoever calls
+//! Owns [`InferencePipeline`] and the one denoise loop. It must not know the queue or the network server: whoever calls
 //! it watches and stops it through a [`Monitor`].
 
 mod generate;
+mod load;
+#[expect(clippy::module_inception, reason = "the pipeline's own file is its namesake")]
+mod pipeline;
+mod text;
 
 pub use generate::{Generate, Generated, ModelInfo, Monitor, StageTimings};
+pub use load::LoadOptions;
+pub use pipeline::InferencePipeline;

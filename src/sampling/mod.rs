@@ -4,5 +4,16 @@
 //! any network: a network reaches it as a function from latents and a noise level to denoised latents.
 
 mod config;
+mod level;
+mod noise;
+mod prediction;
+mod sampler;
+mod schedule;
+mod scheduler_config;
 
 pub use config::{Limits, SamplerKind, SamplingConfig, SpacingKind};
+pub use noise::NoiseGenerator;
+pub use prediction::{PredictionType, guide};
+pub use sampler::{Denoise, Sampler, Stepped};
+pub use schedule::{Level, Schedule, SecondLook, Step};
+pub use scheduler_config::{BetaSchedule, FinalSigmas, SchedulerConfig, TimestepSpacing};

@@ -1,0 +1,203 @@
+//! The files of a checkpoint in diffusers layout, in a directory or inside this program.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, de::DeserializeOwned};
+
+use super::bundled;
+use crate::{Error, Result, nn::WeightFile};
+
+/// A checkpoint's files, by their paths below its root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Checkpoint {
+    /// In a directory.
+    Directory(PathBuf),
+    /// The model inside this program.
+    Bundled,
+}
+
+/// The variants of weights that are taken where a component has no plain ones, the first found.
+const VARIANTS: [&str; 3] = ["fp16", "bf16", "non_ema"];
+
+impl Checkpoint {
+    /// A file's path, for messages.
+    #[must_use]
+    pub fn path(&self, file: &str) -> PathBuf {
+        match self {
+            Self::Directory(root) => root.join(file),
+            Self::Bundled => Path::new(bundled::ROOT).join(file),
+        }
+    }
+
+    /// Whether the file is there.
+    #[must_use]
+    pub fn has(&self, file: &str) -> bool {
+        match self {
+            Self::Directory(root) => root.join(file).is_file(),
+            Self::Bundled => bundled::file(file).is_some(),
+        }
+    }
+
+    /// A whole small file; `wanted` says what it is for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MissingFile`] or [`Error::BrokenFile`].
+    pub fn read(&self, file: &str, wanted: &str) -> Result<Vec<u8>> {
+        let missing = || Error::MissingFile { path: self.path(file), wanted: wanted.to_owned() };
+        match self {
+            Self::Bundled => bundled::file(file).map(<[u8]>::to_vec).ok_or_else(missing),
+            Self::Directory(root) => std::fs::read(root.join(file)).map_err(|error| match error.kind() {
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => missing(),
+                _ => self.broken(file, error.to_string()),
+            }),
+        }
+    }
+
+    /// A JSON file; `wanted` says what it is for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MissingFile`], or [`Error::BrokenFile`] saying where it is not as it should be.
+    pub fn json<T: DeserializeOwned>(&self, file: &str, wanted: &str) -> Result<T> {
+        let bytes = self.read(file, wanted)?;
+        serde_json::from_slice(&bytes).map_err(|error| self.broken(file, error.to_string()))
+    }
+
+    /// The weight files of a component: plain or sharded, else those of a variant.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MissingFile`] naming what was looked for, [`Error::BrokenFile`] for an index that names a shard that is
+    /// not there.
+    pub fn weights(&self, component: &str) -> Result<Vec<WeightFile>> {
+        let base = if component.starts_with("text_encoder") { "model" } else { "diffusion_pytorch_model" };
+        let base = format!("{component}/{base}");
+        let whole = |variant: &str| format!("{base}{variant}.safetensors");
+        if self.has(&whole("")) {
+            return Ok(vec![self.weight_file(&whole(""))]);
+        }
+        let plain = format!("{base}.safetensors.index.json");
+        if self.has(&plain) {
+            return self.shards(component, &plain);
+        }
+        for variant in VARIANTS {
+            let file = whole(&format!(".{variant}"));
+            if self.has(&file) {
+                return Ok(vec![self.weight_file(&file)]);
+            }
+            for index in
+                [format!("{base}.safetensors.index.{variant}.json"), format!("{base}.{variant}.safetensors.index.json")]
+            {
+                if self.has(&index) {
+                    return self.shards(component, &index);
+                }
+            }
+        }
+        let pickled = if self.has(&format!("{base}.bin"))
+            || component.starts_with("text_encoder") && self.has(&format!("{component}/pytorch_model.bin"))
+        {
+            "; there is a .bin file, which is pickled and is not read: convert it to safetensors"
+        } else {
+            ""
+        };
+        let wanted = format!(
+            "the weights of {component}; a .safetensors.index.json or a .fp16.safetensors would do, too{pickled}"
+        );
+        Err(Error::MissingFile { path: self.path(&whole("")), wanted })
+    }
+
+    fn shards(&self, component: &str, index: &str) -> Result<Vec<WeightFile>> {
+        #[derive(Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let read: Index = self.json(index, "the index of sharded weights")?;
+        let names: BTreeSet<String> = read.weight_map.into_values().collect();
+        names
+            .into_iter()
+            .map(|name| {
+                // A name from a file may not lead out of its folder.
+                if name.contains(['/', '\\']) {
+                    return Err(self.broken(index, format!("names the shard {name:?}, which is not in its folder")));
+                }
+                let file = format!("{component}/{name}");
+                if self.has(&file) {
+                    return Ok(self.weight_file(&file));
+                }
+                let wanted = format!("a shard that {} names", self.path(index).display());
+                Err(Error::MissingFile { path: self.path(&file), wanted })
+            })
+            .collect()
+    }
+
+    fn weight_file(&self, file: &str) -> WeightFile {
+        match self {
+            Self::Directory(root) => WeightFile::Path(root.join(file)),
+            Self::Bundled => bundled::weight_file(file),
+        }
+    }
+
+    /// A file that is not what it should be.
+    pub(super) fn broken(&self, file: &str, message: impl Into<String>) -> Error {
+        Error::BrokenFile { path: self.path(file), message: message.into() }
+    }
+
+    /// A configuration that asks for something that is not there.
+    pub(super) fn unsupported(&self, file: &str, message: impl Into<String>) -> Error {
+        Error::UnsupportedCheckpoint { path: self.path(file), message: message.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(files: &[WeightFile]) -> Vec<String> {
+        let name = |file: &WeightFile| match file {
+            WeightFile::Path(path) => path.file_name().unwrap().to_string_lossy().into_owned(),
+            WeightFile::Embedded(path, _) => (*path).to_owned(),
+        };
+        files.iter().map(name).collect()
+    }
+
+    #[test]
+    fn plain_weights_come_before_shards_and_shards_before_variants() {
+        let folder = tempfile::tempdir().unwrap();
+        let unet = folder.path().join("unet");
+        std::fs::create_dir(&unet).unwrap();
+        let checkpoint = Checkpoint::Directory(folder.path().to_owned());
+        let missing = checkpoint.weights("unet").unwrap_err().to_string();
+        assert!(missing.contains("unet/diffusion_pytorch_model.safetensors: no such file"), "{missing}");
+
+        std::fs::write(unet.join("diffusion_pytorch_model.bin"), "").unwrap();
+        assert!(checkpoint.weights("unet").unwrap_err().to_string().contains("pickled"));
+
+        std::fs::write(unet.join("diffusion_pytorch_model.fp16.safetensors"), "").unwrap();
+        assert_eq!(names(&checkpoint.weights("unet").unwrap()), ["diffusion_pytorch_model.fp16.safetensors"]);
+
+        let index = r#"{"weight_map": {"a": "s-1.safetensors", "b": "s-2.safetensors", "c": "s-1.safetensors"}}"#;
+        std::fs::write(unet.join("diffusion_pytorch_model.safetensors.index.json"), index).unwrap();
+        std::fs::write(unet.join("s-1.safetensors"), "").unwrap();
+        let missing = checkpoint.weights("unet").unwrap_err().to_string();
+        assert!(missing.contains("s-2.safetensors: no such file; a shard that"), "{missing}");
+        std::fs::write(unet.join("s-2.safetensors"), "").unwrap();
+        assert_eq!(names(&checkpoint.weights("unet").unwrap()), ["s-1.safetensors", "s-2.safetensors"]);
+
+        std::fs::write(unet.join("diffusion_pytorch_model.safetensors"), "").unwrap();
+        assert_eq!(names(&checkpoint.weights("unet").unwrap()), ["diffusion_pytorch_model.safetensors"]);
+    }
+
+    #[test]
+    fn an_index_may_not_lead_out_of_its_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("vae")).unwrap();
+        let index = folder.path().join("vae/diffusion_pytorch_model.safetensors.index.json");
+        std::fs::write(index, r#"{"weight_map": {"a": "../../secret.safetensors"}}"#).unwrap();
+        let checkpoint = Checkpoint::Directory(folder.path().to_owned());
+        assert!(checkpoint.weights("vae").unwrap_err().to_string().contains("not in its folder"));
+    }
+}

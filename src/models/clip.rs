@@ -1,0 +1,229 @@
+//! CLIP's text encoder (Radford et al. 2021), as OpenAI's and OpenCLIP's checkpoints have it.
+
+use candle_core::{DType, Device, Tensor};
+use serde::Deserialize;
+
+use crate::{
+    Result,
+    nn::{Activation, LayerNorm, Linear, Weights, attention},
+};
+
+/// The sizes of a text encoder: its `config.json`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct ClipConfig {
+    /// Entries of the vocabulary.
+    pub vocab_size: usize,
+    /// Channels of a token.
+    pub hidden_size: usize,
+    /// Channels inside a layer's perceptron.
+    pub intermediate_size: usize,
+    /// Layers.
+    pub num_hidden_layers: usize,
+    /// Heads of each attention.
+    pub num_attention_heads: usize,
+    /// Tokens that the encoder sees.
+    pub max_position_embeddings: usize,
+    /// The perceptron's non-linearity.
+    #[serde(default = "quick_gelu")]
+    pub hidden_act: Activation,
+    /// Added to the norms' variance.
+    #[serde(default = "epsilon")]
+    pub layer_norm_eps: f32,
+    /// Channels of the pooled state, where there is one.
+    #[serde(default)]
+    pub projection_dim: usize,
+    /// The token that a prompt ends with.
+    #[serde(default = "legacy_end")]
+    pub eos_token_id: u32,
+}
+
+/// transformers' defaults for what a configuration leaves out.
+fn quick_gelu() -> Activation {
+    Activation::QuickGelu
+}
+
+fn epsilon() -> f32 {
+    1e-5
+}
+
+/// The value that early configurations have in place of the real end token's id.
+const LEGACY_END: u32 = 2;
+
+fn legacy_end() -> u32 {
+    LEGACY_END
+}
+
+impl ClipConfig {
+    /// Checks that the sizes fit each other.
+    ///
+    /// # Errors
+    ///
+    /// The key, its value and what is allowed.
+    pub fn check(&self) -> Result<(), String> {
+        let (hidden, heads) = (self.hidden_size, self.num_attention_heads);
+        if heads == 0 || hidden == 0 || hidden % heads != 0 {
+            return Err(format!("num_attention_heads is {heads}; a divisor of hidden_size {hidden} is needed"));
+        }
+        if self.max_position_embeddings < 2 || self.num_hidden_layers == 0 {
+            return Err("max_position_embeddings below 2 or num_hidden_layers of 0 make no encoder".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// What the encoder makes of a batch of prompts, before its last norm.
+#[derive(Debug)]
+pub struct TextStates {
+    /// The state after all layers but the ones left out: `(b, n, hidden_size)`.
+    pub skipped: Tensor,
+    /// The state after all layers.
+    pub last: Tensor,
+}
+
+/// A text encoder.
+#[derive(Debug)]
+pub struct ClipTextModel {
+    tokens: Tensor,
+    positions: Tensor,
+    layers: Vec<Layer>,
+    last_norm: LayerNorm,
+    projection: Option<Linear>,
+    mask: Tensor,
+    end_token: u32,
+}
+
+/// Whether a text encoder projects a pooled state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooling {
+    /// It gives the tokens' states alone.
+    Absent,
+    /// Its end token's state is projected, too.
+    Projected,
+}
+
+impl ClipTextModel {
+    /// Reads the encoder's tensors.
+    ///
+    /// # Errors
+    ///
+    /// A tensor that is missing or of another shape.
+    pub fn new(config: &ClipConfig, pooling: Pooling, weights: &Weights) -> Result<Self> {
+        // Newer transformers save without the prefix that published checkpoints have.
+        let prefixed = weights.contains("text_model.embeddings.token_embedding.weight");
+        let text = if prefixed { weights.at("text_model") } else { weights.clone() };
+        let width = config.hidden_size;
+        let window = config.max_position_embeddings;
+        let embeddings = text.at("embeddings");
+        let layer = |index| Layer::new(config, &text.at("encoder").entry("layers", index));
+        let project = || Linear::without_bias(&weights.at("text_projection"), width, config.projection_dim);
+        Ok(Self {
+            tokens: embeddings.tensor("token_embedding.weight", &[config.vocab_size, width])?,
+            positions: embeddings.tensor("position_embedding.weight", &[window, width])?,
+            layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
+            last_norm: LayerNorm::new(&text.at("final_layer_norm"), width, config.layer_norm_eps)?,
+            projection: (pooling == Pooling::Projected).then(project).transpose()?,
+            mask: causal_mask(window, weights.device())?,
+            end_token: config.eos_token_id,
+        })
+    }
+
+    /// The states of a batch of prompts of one length, with `skip` of the last layers left out of the first.
+    ///
+    /// # Errors
+    ///
+    /// An id outside the vocabulary, or more ids than the window has.
+    pub fn forward(&self, ids: &[&[u32]], skip: usize) -> Result<TextStates> {
+        let (batch, length) = (ids.len(), ids[0].len());
+        let flat = Tensor::from_vec(ids.concat(), batch * length, self.tokens.device())?;
+        let embedded = self.tokens.embedding(&flat)?.reshape((batch, length, ()))?;
+        let mut state = embedded.broadcast_add(&self.positions.narrow(0, 0, length)?)?;
+        let mask = self.mask.narrow(0, 0, length)?.narrow(1, 0, length)?.contiguous()?;
+        let mut skipped = state.clone();
+        for (index, layer) in self.layers.iter().enumerate() {
+            state = layer.forward(&state, &mask)?;
+            if index + 1 + skip == self.layers.len() {
+                skipped = state.clone();
+            }
+        }
+        Ok(TextStates { skipped, last: state })
+    }
+
+    /// The last norm of states.
+    ///
+    /// # Errors
+    ///
+    /// A shape that does not fit.
+    pub fn norm(&self, states: &Tensor) -> Result<Tensor> {
+        self.last_norm.forward(states)
+    }
+
+    /// The projected state of each prompt's end token: `(b, projection_dim)`.
+    ///
+    /// # Errors
+    ///
+    /// A shape that does not fit. For an encoder without a projection, the end token's state as it is.
+    pub fn pooled(&self, ids: &[&[u32]], last: &Tensor) -> Result<Tensor> {
+        let normal = self.norm(last)?;
+        let rows = ids.iter().enumerate().map(|(row, ids)| Ok(normal.get(row)?.get(self.end_of(ids))?));
+        let ends = Tensor::stack(&rows.collect::<Result<Vec<_>>>()?, 0)?;
+        match &self.projection {
+            Some(projection) => projection.forward(&ends),
+            None => Ok(ends),
+        }
+    }
+
+    /// Where a prompt ends: at its first end token. Early configurations name a wrong one; there the largest id is it.
+    fn end_of(&self, ids: &[u32]) -> usize {
+        let end = if self.end_token == LEGACY_END { ids.iter().copied().max().unwrap_or(0) } else { self.end_token };
+        ids.iter().position(|id| *id == end).unwrap_or(0)
+    }
+}
+
+/// Zero where a token may look, minus infinity at those after it: `(window, window)` f32.
+fn causal_mask(window: usize, device: &Device) -> Result<Tensor> {
+    let value = |index: usize| if index % window > index / window { f32::NEG_INFINITY } else { 0.0 };
+    let values: Vec<f32> = (0..window * window).map(value).collect();
+    Ok(Tensor::from_vec(values, (window, window), device)?.to_dtype(DType::F32)?)
+}
+
+#[derive(Debug)]
+struct Layer {
+    norm1: LayerNorm,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    out: Linear,
+    heads: usize,
+    norm2: LayerNorm,
+    inner: Linear,
+    outer: Linear,
+    activation: Activation,
+}
+
+impl Layer {
+    fn new(config: &ClipConfig, weights: &Weights) -> Result<Self> {
+        let (width, inner) = (config.hidden_size, config.intermediate_size);
+        let attention = weights.at("self_attn");
+        let square = |name| Linear::new(&attention.at(name), width, width);
+        Ok(Self {
+            norm1: LayerNorm::new(&weights.at("layer_norm1"), width, config.layer_norm_eps)?,
+            query: square("q_proj")?,
+            key: square("k_proj")?,
+            value: square("v_proj")?,
+            out: square("out_proj")?,
+            heads: config.num_attention_heads,
+            norm2: LayerNorm::new(&weights.at("layer_norm2"), width, config.layer_norm_eps)?,
+            inner: Linear::new(&weights.at("mlp.fc1"), width, inner)?,
+            outer: Linear::new(&weights.at("mlp.fc2"), inner, width)?,
+            activation: config.hidden_act,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
+        let y = self.norm1.forward(x)?;
+        let (q, k, v) = (self.query.forward(&y)?, self.key.forward(&y)?, self.value.forward(&y)?);
+        let x = (x + self.out.forward(&attention(&q, &k, &v, self.heads, Some(mask))?)?)?;
+        let y = self.activation.forward(&self.inner.forward(&self.norm2.forward(&x)?)?)?;
+        Ok((x + self.outer.forward(&y)?)?)
+    }
+}

@@ -1,0 +1,243 @@
+//! What a checkpoint is, from its own JSON: the family, the networks' sizes, the scheduler, the defaults.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::{Checkpoint, ClipConfig, UnetConfig, VaeConfig, unet_config::PerBlock};
+use crate::{Error, Result, nn::Activation, sampling::SchedulerConfig};
+
+/// Steps and guidance of a request that names none, where the checkpoint does not say. The guidance scales are
+/// diffusers' pipelines' own.
+const DEFAULT_STEPS: usize = 20;
+const DEFAULT_GUIDANCE_SCALE: f64 = 7.5;
+const DEFAULT_GUIDANCE_SCALE_XL: f64 = 5.0;
+
+/// A pipeline of the Stable Diffusion family. The families differ in this data alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// One text encoder of OpenAI's kind.
+    StableDiffusion1,
+    /// One text encoder of OpenCLIP's kind.
+    StableDiffusion2,
+    /// Two text encoders, pooled text and sizes.
+    StableDiffusionXl,
+}
+
+impl Family {
+    /// The name on the wire.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::StableDiffusion1 => "stable-diffusion-1",
+            Self::StableDiffusion2 => "stable-diffusion-2",
+            Self::StableDiffusionXl => "stable-diffusion-xl",
+        }
+    }
+}
+
+/// Everything about a checkpoint but its weights.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelSpec {
+    /// The family.
+    pub family: Family,
+    /// The text encoders, each in its folder with its tokenizer's.
+    pub text_encoders: Vec<TextEncoderSpec>,
+    /// The denoiser.
+    pub unet: UnetConfig,
+    /// The autoencoder.
+    pub vae: VaeConfig,
+    /// The scheduler.
+    pub scheduler: SchedulerConfig,
+    /// Whether an absent negative prompt is zeros instead of an empty text.
+    pub force_zeros_for_empty_prompt: bool,
+    /// Steps of a request that names none.
+    pub default_steps: usize,
+    /// Guidance scale of a request that names none.
+    pub default_guidance_scale: f64,
+}
+
+/// A text encoder and where it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TextEncoderSpec {
+    /// The encoder's folder.
+    pub folder: &'static str,
+    /// The tokenizer's folder.
+    pub tokenizer: &'static str,
+    /// The encoder's sizes.
+    pub config: ClipConfig,
+}
+
+#[derive(Deserialize)]
+struct ModelIndex {
+    #[serde(rename = "_class_name")]
+    class_name: String,
+    #[serde(default = "yes")]
+    force_zeros_for_empty_prompt: bool,
+    /// The components, which are checked where they are read.
+    #[serde(flatten)]
+    _rest: BTreeMap<String, serde_json::Value>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// darkroom's own file beside the index.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Defaults {
+    default_steps: usize,
+    default_guidance_scale: f64,
+}
+
+const INDEX: &str = "model_index.json";
+const DEFAULTS: &str = "darkroom.json";
+const SCHEDULER: &str = "scheduler/scheduler_config.json";
+const UNET: &str = "unet/config.json";
+const VAE: &str = "vae/config.json";
+/// Folders of the text encoders and of their tokenizers.
+const TEXT: [(&str, &str, &str); 2] = [
+    ("text_encoder", "tokenizer", "text_encoder/config.json"),
+    ("text_encoder_2", "tokenizer_2", "text_encoder_2/config.json"),
+];
+
+impl ModelSpec {
+    /// Reads and checks a checkpoint's configuration.
+    ///
+    /// # Errors
+    ///
+    /// A file that is missing, broken, or asks for something that is not there, by its path and key.
+    pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
+        let index: ModelIndex = checkpoint.json(INDEX, "the index of a checkpoint in diffusers layout")?;
+        let encoders = match index.class_name.as_str() {
+            "StableDiffusionPipeline" => 1,
+            "StableDiffusionXLPipeline" => 2,
+            other => {
+                let supported = "StableDiffusionPipeline, StableDiffusionXLPipeline";
+                return Err(
+                    checkpoint.unsupported(INDEX, format!("_class_name is {other:?}; supported are {supported}"))
+                );
+            }
+        };
+        let text_encoders = TEXT[..encoders]
+            .iter()
+            .map(|&(folder, tokenizer, file)| {
+                let config: ClipConfig = checkpoint.json(file, "a text encoder's configuration")?;
+                config.check().map_err(|message| checkpoint.unsupported(file, message))?;
+                Ok(TextEncoderSpec { folder, tokenizer, config })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let unet: UnetConfig = checkpoint.json(UNET, "the denoiser's configuration")?;
+        unet.check().map_err(|message| checkpoint.unsupported(UNET, message))?;
+        let vae: VaeConfig = checkpoint.json(VAE, "the autoencoder's configuration")?;
+        vae.check().map_err(|message| checkpoint.unsupported(VAE, message))?;
+        let mut scheduler: SchedulerConfig = checkpoint.json(SCHEDULER, "the scheduler's configuration")?;
+        scheduler.check().map_err(|message| checkpoint.unsupported(SCHEDULER, message))?;
+
+        let family = match (encoders, text_encoders[0].config.hidden_act) {
+            (2, _) => Family::StableDiffusionXl,
+            (_, Activation::QuickGelu) => Family::StableDiffusion1,
+            _ => Family::StableDiffusion2,
+        };
+        if family != Family::StableDiffusionXl {
+            // diffusers' StableDiffusionPipeline overrides these two, which early files have wrong.
+            scheduler.steps_offset = 1;
+            scheduler.clip_sample = Some(false);
+        }
+        let (default_steps, default_guidance_scale) = defaults(checkpoint, family)?;
+        let spec = Self {
+            family,
+            text_encoders,
+            unet,
+            vae,
+            scheduler,
+            force_zeros_for_empty_prompt: index.force_zeros_for_empty_prompt,
+            default_steps,
+            default_guidance_scale,
+        };
+        spec.check(checkpoint)?;
+        Ok(spec)
+    }
+
+    /// Checks that the components fit each other.
+    fn check(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let latents = self.vae.latent_channels;
+        for (key, channels) in [("in_channels", self.unet.in_channels), ("out_channels", self.unet.out_channels)] {
+            if channels != latents {
+                let message = format!(
+                    "{key} is {channels}, the autoencoder's latent_channels {latents}; they have to be the same"
+                );
+                return Err(checkpoint.unsupported(UNET, message));
+            }
+        }
+        let width: usize = self.text_encoders.iter().map(|encoder| encoder.config.hidden_size).sum();
+        for block in 0..self.unet.block_out_channels.len() {
+            let wanted = self.unet.cross_attention_dim.of(block);
+            if wanted != width {
+                let message = format!(
+                    "cross_attention_dim is {wanted}, the text encoders' hidden_size {width}; they have to be the same"
+                );
+                return Err(checkpoint.unsupported(UNET, message));
+            }
+        }
+        let xl = self.family == Family::StableDiffusionXl;
+        if xl != self.unet.addition_embed_type.is_some() {
+            let kind = &self.unet.addition_embed_type;
+            let message = format!("addition_embed_type is {kind:?}, which does not fit the pipeline in {INDEX}");
+            return Err(checkpoint.unsupported(UNET, message));
+        }
+        if let (true, Some(width), Some(inputs)) =
+            (xl, self.unet.addition_time_embed_dim, self.unet.projection_class_embeddings_input_dim)
+        {
+            let pooled = self.text_encoders[1].config.projection_dim;
+            if pooled + 6 * width != inputs {
+                let message = format!(
+                    "projection_class_embeddings_input_dim is {inputs}; the second text encoder's projection_dim {pooled} \
+                     and six times addition_time_embed_dim {width} make {}",
+                    pooled + 6 * width
+                );
+                return Err(checkpoint.unsupported(UNET, message));
+            }
+        }
+        let (height, width) = self.native_size();
+        if height == 0 || width == 0 {
+            return Err(checkpoint.unsupported(UNET, "sample_size is missing; a picture's side in latents is needed"));
+        }
+        Ok(())
+    }
+
+    /// The native picture's height and width in pixels.
+    #[must_use]
+    pub fn native_size(&self) -> (usize, usize) {
+        let (height, width) = match &self.unet.sample_size {
+            Some(PerBlock::One(side)) => (*side, *side),
+            Some(PerBlock::Each(sides)) if sides.len() == 2 => (sides[0], sides[1]),
+            _ => (0, 0),
+        };
+        (height * self.vae.factor(), width * self.vae.factor())
+    }
+
+    /// How many layers of the text encoders a request may leave out.
+    #[must_use]
+    pub fn most_clip_skip(&self) -> usize {
+        let layers = self.text_encoders.iter().map(|encoder| encoder.config.num_hidden_layers).min().unwrap_or(1);
+        // SDXL leaves one out in any case.
+        layers - 1
+    }
+}
+
+fn defaults(checkpoint: &Checkpoint, family: Family) -> Result<(usize, f64)> {
+    if !checkpoint.has(DEFAULTS) {
+        let xl = family == Family::StableDiffusionXl;
+        return Ok((DEFAULT_STEPS, if xl { DEFAULT_GUIDANCE_SCALE_XL } else { DEFAULT_GUIDANCE_SCALE }));
+    }
+    let Defaults { default_steps, default_guidance_scale } = checkpoint.json(DEFAULTS, "a request's defaults")?;
+    if !(1..=150).contains(&default_steps) || !(0.0..=30.0).contains(&default_guidance_scale) {
+        return Err(Error::BrokenFile {
+            path: checkpoint.path(DEFAULTS),
+            message: "default_steps has to be 1 to 150, default_guidance_scale 0 to 30".to_owned(),
+        });
+    }
+    Ok((default_steps, default_guidance_scale))
+}

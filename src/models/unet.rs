@@ -1,0 +1,358 @@
+//! The denoising UNet of the Stable Diffusion family (Rombach et al. 2022), any size of it.
+
+use candle_core::{D, DType, Tensor};
+
+use super::UnetConfig;
+use crate::{
+    Result,
+    nn::{
+        Activation, Conv2d, EmbeddingMlp, GroupNorm, LayerNorm, Linear, ResnetBlock, ResnetSizes, Sinusoids, Weights,
+        attention, feature_map,
+    },
+};
+
+/// Added to the variance of a transformer's norms, in diffusers' code.
+const TRANSFORMER_NORM_EPSILON: f64 = 1e-6;
+const LAYER_NORM_EPSILON: f32 = 1e-5;
+/// A transformer's perceptron is this many times as wide as its tokens.
+const PERCEPTRON_FACTOR: usize = 4;
+
+/// What the UNet is told of the picture to draw.
+#[derive(Debug, Clone)]
+pub struct Conditioning {
+    /// The text's tokens: `(b, n, cross_attention_dim)`.
+    pub text: Tensor,
+    /// What SDXL's is told besides.
+    pub added: Option<Added>,
+}
+
+/// What is added to the timestep's embedding.
+#[derive(Debug, Clone)]
+pub struct Added {
+    /// The pooled text: `(b, projection_dim)`.
+    pub pooled: Tensor,
+    /// Original height and width, crop's top and left, target height and width, in pixels.
+    pub sizes: [f64; 6],
+}
+
+/// A denoising UNet.
+#[derive(Debug)]
+pub struct Unet {
+    sinusoids: Sinusoids,
+    time: EmbeddingMlp,
+    added: Option<(Sinusoids, EmbeddingMlp)>,
+    conv_in: Conv2d,
+    down: Vec<Block>,
+    middle: Option<Middle>,
+    up: Vec<Block>,
+    norm_out: GroupNorm,
+    conv_out: Conv2d,
+    dtype: DType,
+}
+
+impl Unet {
+    /// Reads the network's tensors, under diffusers' names.
+    ///
+    /// # Errors
+    ///
+    /// A tensor that is missing or of another shape.
+    pub fn new(config: &UnetConfig, weights: &Weights) -> Result<Self> {
+        let channels = &config.block_out_channels;
+        let (first, time) = (channels[0], config.time_width());
+        let added = match (config.addition_time_embed_dim, config.projection_class_embeddings_input_dim) {
+            (Some(width), Some(inputs)) if config.addition_embed_type.is_some() => {
+                let mlp = EmbeddingMlp::new(&weights.at("add_embedding"), inputs, time)?;
+                Some((config.sinusoids(width), mlp))
+            }
+            _ => None,
+        };
+        let (down, skips) = down_blocks(config, weights)?;
+        Ok(Self {
+            sinusoids: config.sinusoids(first),
+            time: EmbeddingMlp::new(&weights.at("time_embedding"), first, time)?,
+            added,
+            conv_in: Conv2d::new(&weights.at("conv_in"), config.in_channels, first, 3)?,
+            down,
+            middle: config
+                .mid_block_type
+                .as_ref()
+                .map(|_| Middle::new(config, &weights.at("mid_block")))
+                .transpose()?,
+            up: up_blocks(config, weights, skips)?,
+            norm_out: GroupNorm::new(&weights.at("conv_norm_out"), first, config.norm_num_groups, config.norm_eps)?,
+            conv_out: Conv2d::new(&weights.at("conv_out"), first, config.out_channels, 3)?,
+            dtype: weights.dtype(),
+        })
+    }
+
+    /// The network's output for latents of total variance 1: `(b, in_channels, h, w)` to `(b, out_channels, h, w)` f32.
+    /// All of the batch are at one timestep.
+    ///
+    /// # Errors
+    ///
+    /// A shape that does not fit.
+    pub fn forward(&self, latents: &Tensor, timestep: f64, conditioning: &Conditioning) -> Result<Tensor> {
+        let batch = latents.dim(0)?;
+        let time = Activation::Silu.forward(&self.embed(timestep, batch, conditioning)?)?;
+        let context = Context { time, text: conditioning.text.to_dtype(self.dtype)? };
+        let mut x = self.conv_in.forward(&latents.to_dtype(self.dtype)?)?;
+        let mut skips = vec![x.clone()];
+        for block in &self.down {
+            for layer in &block.layers {
+                x = layer.forward(&x, &context)?;
+                skips.push(x.clone());
+            }
+            if let Some(conv) = &block.resize {
+                x = conv.forward(&x)?;
+                skips.push(x.clone());
+            }
+        }
+        if let Some(middle) = &self.middle {
+            x = middle.forward(&x, &context)?;
+        }
+        for block in &self.up {
+            for layer in &block.layers {
+                let skip = skips.pop().expect("the way up takes as many skips as the way down leaves");
+                x = layer.forward(&feature_map::concat_channels(&x, &skip)?, &context)?;
+            }
+            if let (Some(conv), Some(next)) = (&block.resize, skips.last()) {
+                // The next skip's size, not twice this one's: sizes that a level did not divide were rounded up.
+                x = conv.forward(&feature_map::upsample_nearest(&x, feature_map::size(next)?)?)?;
+            }
+        }
+        let x = self.conv_out.forward(&Activation::Silu.forward(&self.norm_out.forward(&x)?)?)?;
+        Ok(x.to_dtype(DType::F32)?)
+    }
+
+    /// The embedding of the timestep and of what is added to it: `(b, width)`.
+    fn embed(&self, timestep: f64, batch: usize, conditioning: &Conditioning) -> Result<Tensor> {
+        let device = conditioning.text.device();
+        let sinusoids = self.sinusoids.of(&vec![timestep; batch], device)?.to_dtype(self.dtype)?;
+        let time = self.time.forward(&sinusoids)?;
+        let (Some((sinusoids, mlp)), Some(added)) = (&self.added, &conditioning.added) else { return Ok(time) };
+        let sizes = sinusoids.of(&added.sizes.repeat(batch), device)?.reshape((batch, ()))?.to_dtype(self.dtype)?;
+        let pooled = added.pooled.to_dtype(self.dtype)?;
+        Ok((time + mlp.forward(&Tensor::cat(&[&pooled, &sizes], 1)?)?)?)
+    }
+}
+
+/// What every block is told.
+struct Context {
+    /// The timestep's embedding, activated: `(b, width)`.
+    time: Tensor,
+    text: Tensor,
+}
+
+/// Layers at one size, and the convolution that leads to the next.
+#[derive(Debug)]
+struct Block {
+    layers: Vec<BlockLayer>,
+    resize: Option<Conv2d>,
+}
+
+/// A residual block, and a transformer where the block attends to the text.
+#[derive(Debug)]
+struct BlockLayer {
+    resnet: ResnetBlock,
+    transformer: Option<Transformer>,
+}
+
+impl BlockLayer {
+    fn forward(&self, x: &Tensor, context: &Context) -> Result<Tensor> {
+        let x = self.resnet.forward(x, Some(&context.time))?;
+        match &self.transformer {
+            Some(transformer) => transformer.forward(&x, &context.text),
+            None => Ok(x),
+        }
+    }
+}
+
+fn resnet(config: &UnetConfig, weights: &Weights, inputs: usize, outputs: usize) -> Result<ResnetBlock> {
+    let (groups, epsilon) = (config.norm_num_groups, config.norm_eps);
+    ResnetBlock::new(weights, ResnetSizes { inputs, outputs, time: Some(config.time_width()), groups, epsilon })
+}
+
+/// The blocks on the way down, and the channels of the skips that they leave, in order.
+fn down_blocks(config: &UnetConfig, weights: &Weights) -> Result<(Vec<Block>, Vec<usize>)> {
+    let channels = &config.block_out_channels;
+    let mut skips = vec![channels[0]];
+    let mut inputs = channels[0];
+    let mut blocks = Vec::new();
+    for (index, &outputs) in channels.iter().enumerate() {
+        let weights = weights.entry("down_blocks", index);
+        let mut layers = Vec::new();
+        for layer in 0..config.layers_per_block.of(index) {
+            let attend = || Transformer::new(config, &weights.entry("attentions", layer), index);
+            layers.push(BlockLayer {
+                resnet: resnet(config, &weights.entry("resnets", layer), inputs, outputs)?,
+                transformer: config.attends_down(index).then(attend).transpose()?,
+            });
+            skips.push(outputs);
+            inputs = outputs;
+        }
+        let halve = || Conv2d::halving(&weights.at("downsamplers.0.conv"), outputs);
+        let resize = (index + 1 < channels.len()).then(halve).transpose()?;
+        if resize.is_some() {
+            skips.push(outputs);
+        }
+        blocks.push(Block { layers, resize });
+    }
+    Ok((blocks, skips))
+}
+
+/// The blocks on the way up, which take the skips in reverse.
+fn up_blocks(config: &UnetConfig, weights: &Weights, mut skips: Vec<usize>) -> Result<Vec<Block>> {
+    let channels = &config.block_out_channels;
+    let last = channels.len() - 1;
+    let mut inputs = channels[last];
+    let mut blocks = Vec::new();
+    for index in 0..channels.len() {
+        let mirror = last - index;
+        let outputs = channels[mirror];
+        let weights = weights.entry("up_blocks", index);
+        let mut layers = Vec::new();
+        for layer in 0..=config.layers_per_block.of(mirror) {
+            let skip = skips.pop().expect("each block leaves one skip more than it has layers");
+            let attend = || Transformer::new(config, &weights.entry("attentions", layer), mirror);
+            layers.push(BlockLayer {
+                resnet: resnet(config, &weights.entry("resnets", layer), inputs + skip, outputs)?,
+                transformer: config.attends_up(index).then(attend).transpose()?,
+            });
+            inputs = outputs;
+        }
+        let double = || Conv2d::new(&weights.at("upsamplers.0.conv"), outputs, outputs, 3);
+        blocks.push(Block { layers, resize: (index < last).then(double).transpose()? });
+    }
+    Ok(blocks)
+}
+
+/// The block in the middle.
+#[derive(Debug)]
+struct Middle {
+    first: ResnetBlock,
+    transformer: Transformer,
+    second: ResnetBlock,
+}
+
+impl Middle {
+    fn new(config: &UnetConfig, weights: &Weights) -> Result<Self> {
+        let last = config.block_out_channels.len() - 1;
+        let channels = config.block_out_channels[last];
+        Ok(Self {
+            first: resnet(config, &weights.at("resnets.0"), channels, channels)?,
+            transformer: Transformer::new(config, &weights.at("attentions.0"), last)?,
+            second: resnet(config, &weights.at("resnets.1"), channels, channels)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, context: &Context) -> Result<Tensor> {
+        let x = self.first.forward(x, Some(&context.time))?;
+        let x = self.transformer.forward(&x, &context.text)?;
+        self.second.forward(&x, Some(&context.time))
+    }
+}
+
+/// A feature map's pixels attending to each other and to the text.
+#[derive(Debug)]
+struct Transformer {
+    norm: GroupNorm,
+    project_in: Linear,
+    layers: Vec<TransformerLayer>,
+    project_out: Linear,
+}
+
+impl Transformer {
+    /// The transformer of block `index`, counted on the way down.
+    fn new(config: &UnetConfig, weights: &Weights, index: usize) -> Result<Self> {
+        let channels = config.block_out_channels[index];
+        let layer = |number| TransformerLayer::new(config, &weights.entry("transformer_blocks", number), index);
+        Ok(Self {
+            norm: GroupNorm::new(&weights.at("norm"), channels, config.norm_num_groups, TRANSFORMER_NORM_EPSILON)?,
+            // A 1×1 convolution of the map or a product of the tokens, as `use_linear_projection` says: the same.
+            project_in: Linear::new(&weights.at("proj_in"), channels, channels)?,
+            layers: (0..config.transformer_layers_per_block.of(index)).map(layer).collect::<Result<_>>()?,
+            project_out: Linear::new(&weights.at("proj_out"), channels, channels)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, text: &Tensor) -> Result<Tensor> {
+        let tokens = feature_map::to_tokens(&self.norm.forward(x)?)?;
+        let mut tokens = self.project_in.forward(&tokens)?;
+        for layer in &self.layers {
+            tokens = layer.forward(&tokens, text)?;
+        }
+        let map = feature_map::from_tokens(&self.project_out.forward(&tokens)?, feature_map::size(x)?)?;
+        Ok((map + x)?)
+    }
+}
+
+/// Attention among the pixels, attention to the text, and a gated perceptron (Shazeer 2020).
+#[derive(Debug)]
+struct TransformerLayer {
+    norm1: LayerNorm,
+    own: Attention,
+    norm2: LayerNorm,
+    cross: Attention,
+    norm3: LayerNorm,
+    gated: Linear,
+    out: Linear,
+}
+
+impl TransformerLayer {
+    fn new(config: &UnetConfig, weights: &Weights, index: usize) -> Result<Self> {
+        let (channels, text) = (config.block_out_channels[index], config.cross_attention_dim.of(index));
+        let inner = channels * PERCEPTRON_FACTOR;
+        let norm = |name| LayerNorm::new(&weights.at(name), channels, LAYER_NORM_EPSILON);
+        Ok(Self {
+            norm1: norm("norm1")?,
+            own: Attention::new(config, &weights.at("attn1"), index, channels)?,
+            norm2: norm("norm2")?,
+            cross: Attention::new(config, &weights.at("attn2"), index, text)?,
+            norm3: norm("norm3")?,
+            gated: Linear::new(&weights.at("ff.net.0.proj"), channels, 2 * inner)?,
+            out: Linear::new(&weights.at("ff.net.2"), inner, channels)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, text: &Tensor) -> Result<Tensor> {
+        let y = self.norm1.forward(x)?;
+        let x = (x + self.own.forward(&y, &y)?)?;
+        let x = (&x + self.cross.forward(&self.norm2.forward(&x)?, text)?)?;
+        let halves = self.gated.forward(&self.norm3.forward(&x)?)?.chunk(2, D::Minus1)?;
+        let gated = (&halves[0] * Activation::Gelu.forward(&halves[1].contiguous()?)?)?;
+        Ok((x + self.out.forward(&gated)?)?)
+    }
+}
+
+/// Attention of pixels to pixels or to text.
+#[derive(Debug)]
+struct Attention {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    out: Linear,
+    heads: usize,
+    upcast: bool,
+}
+
+impl Attention {
+    /// The attention of block `index`, counted on the way down, to tokens of `inputs` channels.
+    fn new(config: &UnetConfig, weights: &Weights, index: usize, inputs: usize) -> Result<Self> {
+        let channels = config.block_out_channels[index];
+        Ok(Self {
+            query: Linear::without_bias(&weights.at("to_q"), channels, channels)?,
+            key: Linear::without_bias(&weights.at("to_k"), inputs, channels)?,
+            value: Linear::without_bias(&weights.at("to_v"), inputs, channels)?,
+            out: Linear::new(&weights.at("to_out.0"), channels, channels)?,
+            heads: config.heads().of(index),
+            upcast: config.upcast_attention,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, to: &Tensor) -> Result<Tensor> {
+        let (q, k, v) = (self.query.forward(x)?, self.key.forward(to)?, self.value.forward(to)?);
+        let widened = |x: Tensor| if self.upcast { x.to_dtype(DType::F32) } else { Ok(x) };
+        let seen = attention(&widened(q)?, &widened(k)?, &widened(v)?, self.heads, None)?;
+        self.out.forward(&seen.to_dtype(x.dtype())?)
+    }
+}

@@ -1,0 +1,124 @@
+//! From the name of a model to a pipeline that draws with it.
+
+use candle_core::DType;
+
+use super::{InferencePipeline, ModelInfo, pipeline::Networks, text::TextEncoder};
+use crate::{
+    Error, Result,
+    models::{
+        BUNDLED_MODEL_NAME, Checkpoint, DeviceChoice, DtypeChoice, Hub, ModelSource, ModelSpec, PromptTokenizer, Unet,
+        VaeDecoder, device_name,
+    },
+    nn::{LoadProgress, Weights},
+    sampling::Limits,
+};
+
+/// What to load, and where to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// The model.
+    pub source: ModelSource,
+    /// The device that draws.
+    pub device: DeviceChoice,
+    /// The number type of the networks.
+    pub dtype: DtypeChoice,
+    /// What a request may cost.
+    pub limits: Limits,
+}
+
+impl Default for LoadOptions {
+    /// The bundled model on the best device.
+    fn default() -> Self {
+        Self {
+            source: ModelSource::Bundled,
+            device: DeviceChoice::Auto,
+            dtype: DtypeChoice::Auto,
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl InferencePipeline {
+    /// Loads a model, on the calling thread. `progress` is told the part that is done, 0 to 1; a model from a hub is
+    /// fetched first, which is its first half.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the checkpoint, naming the file, the key or tensor, what was found and what is wanted; a device
+    /// that is not there; a hub that does not answer.
+    pub fn load(options: &LoadOptions, progress: &mut dyn FnMut(f32)) -> Result<Self> {
+        let device = options.device.open()?;
+        let dtype = options.dtype.resolve(&device)?;
+        let (checkpoint, fetched) = locate(&options.source, progress)?;
+        let mut report = |part: f32| progress(fetched + (1.0 - fetched) * part);
+        let spec = ModelSpec::read(&checkpoint)?;
+
+        // Every header is read before any tensor, so that a broken file is found at once.
+        let loading = LoadProgress::new(&mut report);
+        let open =
+            |component: &str, dtype: DType| Weights::open(checkpoint.weights(component)?, &device, dtype, &loading);
+        let vae_dtype = if spec.vae.force_upcast && dtype == DType::F16 { DType::F32 } else { dtype };
+        let unet = open("unet", dtype)?;
+        let vae = open("vae", vae_dtype)?;
+        let encoders = spec.text_encoders.iter().map(|encoder| open(encoder.folder, dtype));
+        let encoders = encoders.collect::<Result<Vec<_>>>()?;
+
+        let encoder = |(number, weights): (usize, &Weights)| {
+            let described = &spec.text_encoders[number];
+            let window = described.config.max_position_embeddings;
+            let tokenizer = PromptTokenizer::load(&checkpoint, described.tokenizer, window)?;
+            TextEncoder::new(&spec, number, tokenizer, weights)
+        };
+        let networks = Networks {
+            text: encoders.iter().enumerate().map(encoder).collect::<Result<_>>()?,
+            unet: Unet::new(&spec.unet, &unet)?,
+            vae: VaeDecoder::new(&spec.vae, &vae)?,
+            vae_dtype,
+            device: device.clone(),
+        };
+        let info = ModelInfo {
+            name: name(&options.source),
+            family: spec.family.name().to_owned(),
+            device: device_name(&device),
+            dtype: format!("{dtype:?}").to_lowercase(),
+            width: spec.native_size().1,
+            height: spec.native_size().0,
+            default_steps: spec.default_steps,
+            default_guidance_scale: spec.default_guidance_scale,
+            default_sampler: spec
+                .scheduler
+                .own_sampler()
+                .map_err(|message| Error::UnsupportedCheckpoint { path: checkpoint.path("scheduler"), message })?,
+            default_scheduler: spec.scheduler.own_spacing(),
+            limits: options.limits,
+        };
+        Ok(Self { spec, info, networks, checkpoint })
+    }
+}
+
+/// The checkpoint of a source, and the part of all the work that fetching it was.
+fn locate(source: &ModelSource, progress: &mut dyn FnMut(f32)) -> Result<(Checkpoint, f32)> {
+    match source {
+        ModelSource::Bundled if cfg!(feature = "bundled-model") => Ok((Checkpoint::Bundled, 0.0)),
+        ModelSource::Bundled => {
+            let wanted = "this program was built without the feature \"bundled-model\"; name a directory or a hub id";
+            Err(Error::MissingFile { path: BUNDLED_MODEL_NAME.into(), wanted: wanted.to_owned() })
+        }
+        ModelSource::Directory(path) => Ok((Checkpoint::Directory(path.clone()), 0.0)),
+        ModelSource::Hub(id) => {
+            let root = Hub::default().fetch(id, &mut |part| progress(part / 2.0))?;
+            Ok((Checkpoint::Directory(root), 0.5))
+        }
+    }
+}
+
+fn name(source: &ModelSource) -> String {
+    match source {
+        ModelSource::Bundled => BUNDLED_MODEL_NAME.to_owned(),
+        ModelSource::Hub(id) => id.clone(),
+        ModelSource::Directory(path) => {
+            let full = path.canonicalize().unwrap_or_else(|_| path.clone());
+            full.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+        }
+    }
+}

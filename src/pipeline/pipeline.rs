@@ -1,0 +1,270 @@
+//! The pipeline itself: text to noise to latents to pixels, with the one denoise loop.
+
+use std::time::Instant;
+
+use candle_core::{DType, Device, Tensor};
+use image::{DynamicImage, RgbImage};
+
+use super::{
+    Generate, Generated, ModelInfo, Monitor, StageTimings,
+    text::{self, TextEncoder},
+};
+use crate::{
+    Error, Result,
+    models::{Checkpoint, Conditioning, ModelSpec, Unet, VaeDecoder},
+    nn::{LoadProgress, Weights},
+    sampling::{Level, NoiseGenerator, Sampler, SamplerKind, SamplingConfig, Schedule, SpacingKind, guide},
+};
+
+/// A preview's longer side in latents: what is larger is averaged down before it is decoded.
+const PREVIEW_LATENTS: usize = 32;
+/// The side of the picture that warms a pipeline up.
+const WARM_UP_PX: usize = 64;
+
+/// Draws with one checkpoint on one device.
+#[derive(Debug)]
+pub struct InferencePipeline {
+    pub(super) spec: ModelSpec,
+    pub(super) info: ModelInfo,
+    pub(super) networks: Networks,
+    pub(super) checkpoint: Checkpoint,
+}
+
+/// The networks on their device.
+#[derive(Debug)]
+pub(super) struct Networks {
+    pub(super) text: Vec<TextEncoder>,
+    pub(super) unet: Unet,
+    pub(super) vae: VaeDecoder,
+    pub(super) vae_dtype: DType,
+    pub(super) device: Device,
+}
+
+impl InferencePipeline {
+    /// Draws a small picture and throws it away, so that the first request does not pay for what is set up once.
+    ///
+    /// # Errors
+    ///
+    /// As [`generate`](Generate::generate).
+    pub fn warm_up(&self) -> Result<()> {
+        let side = Some(WARM_UP_PX.next_multiple_of(self.spec.vae.factor()));
+        let config =
+            SamplingConfig { prompt: "a".to_owned(), steps: 1, width: side, height: side, ..SamplingConfig::default() };
+        self.generate(&config, &mut Unwatched).map(|_| ())
+    }
+
+    /// Height and width of a request's pictures in pixels.
+    fn size(&self, config: &SamplingConfig) -> (usize, usize) {
+        (config.height.unwrap_or(self.info.height), config.width.unwrap_or(self.info.width))
+    }
+
+    /// The latents of one image, with the image's own seed: `(1, c, h, w)` f32.
+    fn denoise(&self, drawing: &Drawing, seed: u64, watch: &mut Watch<'_>) -> Result<Tensor> {
+        let mut noise = NoiseGenerator::new(seed);
+        let shape = (1, self.spec.vae.latent_channels, drawing.latent_size.0, drawing.latent_size.1);
+        let values = noise.normals(shape.1 * shape.2 * shape.3);
+        let mut latents = (Tensor::from_vec(values, shape, &self.networks.device)? * drawing.schedule.initial_scale)?;
+        let config = drawing.config;
+        let mut sampler = Sampler::new(&self.spec.scheduler, drawing.sampler, drawing.spacing, config.steps);
+        for (number, step) in drawing.schedule.steps.iter().enumerate() {
+            let stepped =
+                sampler.step(&latents, step, &mut |x, level| self.predict(drawing, x, level, watch), &mut noise)?;
+            latents = stepped.latents;
+            watch.step_done();
+            let done = number + 1;
+            if config.preview_every > 0 && done % config.preview_every == 0 && done < config.steps {
+                watch.go_on()?;
+                let preview = self.preview(&stepped.denoised)?;
+                watch.monitor.preview(watch.steps_done, preview);
+            }
+        }
+        Ok(latents)
+    }
+
+    /// What the network takes the picture to be: `(x, level) → x₀`, guided where that was asked for.
+    fn predict(&self, drawing: &Drawing, x: &Tensor, level: Level, watch: &mut Watch<'_>) -> Result<Tensor> {
+        watch.go_on()?;
+        let output = if text::is_guided(drawing.config) {
+            let pair = Tensor::cat(&[x, x], 0)?;
+            let outputs = self.networks.unet.forward(&pair, level.timestep, &drawing.conditioning)?;
+            guide(&outputs, drawing.config.guidance_scale)?
+        } else {
+            self.networks.unet.forward(x, level.timestep, &drawing.conditioning)?
+        };
+        self.spec.scheduler.prediction_type.denoised(x, &output, level.sigma)
+    }
+
+    /// The picture of latents, decoded again in f32 where a narrower type was not enough.
+    fn decode(&self, latents: &Tensor) -> Result<DynamicImage> {
+        if !is_finite(latents)? {
+            return Err(Error::NotFinite { stage: "the denoiser" });
+        }
+        let mut pixels = self.networks.vae.decode(latents)?;
+        if !is_finite(&pixels)? && self.networks.vae_dtype != DType::F32 {
+            tracing::warn!(dtype = ?self.networks.vae_dtype, "the autoencoder overflowed; decoding again in f32");
+            pixels = self.wide_vae()?.decode(latents)?;
+        }
+        if !is_finite(&pixels)? {
+            return Err(Error::NotFinite { stage: "the autoencoder" });
+        }
+        to_image(&pixels)
+    }
+
+    /// The autoencoder in f32, read again from the checkpoint.
+    fn wide_vae(&self) -> Result<VaeDecoder> {
+        let mut quiet = |_| {};
+        let progress = LoadProgress::new(&mut quiet);
+        let weights = Weights::open(self.checkpoint.weights("vae")?, &self.networks.device, DType::F32, &progress)?;
+        VaeDecoder::new(&self.spec.vae, &weights)
+    }
+
+    /// A picture of unfinished latents, at most [`PREVIEW_LATENTS`] latents long.
+    fn preview(&self, denoised: &Tensor) -> Result<DynamicImage> {
+        let (_, _, height, width) = denoised.dims4()?;
+        let shrink = height.max(width).div_ceil(PREVIEW_LATENTS);
+        let small = if shrink > 1 { denoised.avg_pool2d(shrink)? } else { denoised.clone() };
+        // What is not finite yet may still become so; a preview shows it as it is.
+        to_image(&self.networks.vae.decode(&small)?)
+    }
+}
+
+impl Generate for InferencePipeline {
+    fn generate(&self, config: &SamplingConfig, monitor: &mut dyn Monitor) -> Result<Generated> {
+        config.validate(&self.info.limits)?;
+        self.check(config)?;
+        let mut watch = Watch { monitor, steps_done: 0, steps: config.steps * config.n };
+        let mut generated = Generated::default();
+        let mut timings = Timings::default();
+
+        watch.go_on()?;
+        let began = Instant::now();
+        let drawing = self.plan(config, &mut generated.warnings)?;
+        timings.encode += began.elapsed();
+        for number in 0..config.n {
+            let began = Instant::now();
+            let latents = self.denoise(&drawing, config.seed + number as u64, &mut watch)?;
+            timings.denoise += began.elapsed();
+            watch.go_on()?;
+            let began = Instant::now();
+            generated.images.push(self.decode(&latents)?);
+            timings.decode += began.elapsed();
+        }
+        generated.timings = timings.in_ms();
+        Ok(generated)
+    }
+
+    fn model(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn check(&self, config: &SamplingConfig) -> Result<()> {
+        let factor = self.spec.vae.factor();
+        let (height, width) = self.size(config);
+        for (field, side) in [("width", width), ("height", height)] {
+            if side % factor != 0 {
+                return Err(Error::invalid(field, format!("is {side}; this model draws multiples of {factor}")));
+            }
+        }
+        if width * height > self.info.limits.max_pixels {
+            let most = self.info.limits.max_pixels;
+            let message = format!("{width} times height {height} is more pixels than this worker allows, {most}");
+            return Err(Error::invalid("width", message));
+        }
+        let most = self.spec.most_clip_skip();
+        if config.clip_skip > most {
+            let message = format!("is {}; this model's text encoder allows 0 to {most}", config.clip_skip);
+            return Err(Error::invalid("clip_skip", message));
+        }
+        self.schedule(config).map(|_| ())
+    }
+}
+
+impl InferencePipeline {
+    fn schedule(&self, config: &SamplingConfig) -> Result<(SamplerKind, SpacingKind, Schedule)> {
+        let sampler = config.sampler.unwrap_or(self.info.default_sampler);
+        let spacing = config.scheduler.unwrap_or(self.info.default_scheduler);
+        let schedule = Schedule::new(&self.spec.scheduler, sampler, spacing, config.steps)?;
+        Ok((sampler, spacing, schedule))
+    }
+
+    /// Everything that the images of a request share.
+    fn plan<'a>(&self, config: &'a SamplingConfig, warnings: &mut Vec<String>) -> Result<Drawing<'a>> {
+        let (height, width) = self.size(config);
+        let factor = self.spec.vae.factor();
+        let (sampler, spacing, schedule) = self.schedule(config)?;
+        let conditioning = text::condition(&self.networks.text, &self.spec, config, (height, width), warnings)?;
+        Ok(Drawing { config, sampler, spacing, schedule, conditioning, latent_size: (height / factor, width / factor) })
+    }
+}
+
+/// What the images of a request share.
+struct Drawing<'a> {
+    config: &'a SamplingConfig,
+    sampler: SamplerKind,
+    spacing: SpacingKind,
+    schedule: Schedule,
+    conditioning: Conditioning,
+    /// Height and width.
+    latent_size: (usize, usize),
+}
+
+/// The monitor, and how far a request is.
+struct Watch<'a> {
+    monitor: &'a mut dyn Monitor,
+    steps_done: usize,
+    steps: usize,
+}
+
+impl Watch<'_> {
+    /// Asked before each network call.
+    fn go_on(&self) -> Result<()> {
+        if self.monitor.should_stop() { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
+    fn step_done(&mut self) {
+        self.steps_done += 1;
+        self.monitor.progress(self.steps_done, self.steps);
+    }
+}
+
+/// Nobody watches.
+struct Unwatched;
+
+impl Monitor for Unwatched {
+    fn should_stop(&self) -> bool {
+        false
+    }
+
+    fn progress(&mut self, _step: usize, _total: usize) {}
+
+    fn preview(&mut self, _step: usize, _image: DynamicImage) {}
+}
+
+#[derive(Default)]
+struct Timings {
+    encode: std::time::Duration,
+    denoise: std::time::Duration,
+    decode: std::time::Duration,
+}
+
+impl Timings {
+    fn in_ms(&self) -> StageTimings {
+        let ms = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        StageTimings { encode_ms: ms(self.encode), denoise_ms: ms(self.denoise), decode_ms: ms(self.decode) }
+    }
+}
+
+fn is_finite(x: &Tensor) -> Result<bool> {
+    // One value that is not finite makes the sum so; finite ones of a picture's size do not add up to infinity.
+    Ok(x.sum_all()?.to_scalar::<f32>()?.is_finite())
+}
+
+/// `(1, 3, h, w)` of -1 to 1 as an RGB image.
+fn to_image(pixels: &Tensor) -> Result<DynamicImage> {
+    let (_, _, height, width) = pixels.dims4()?;
+    let bytes = ((pixels.clamp(-1.0, 1.0)? + 1.0)? * 127.5)?.round()?.to_dtype(DType::U8)?;
+    let bytes = bytes.squeeze(0)?.permute((1, 2, 0))?.flatten_all()?.to_vec1::<u8>()?;
+    let side = |side: usize| u32::try_from(side).map_err(|error| Error::Image(error.to_string()));
+    let image = RgbImage::from_raw(side(width)?, side(height)?, bytes);
+    Ok(DynamicImage::ImageRgb8(image.expect("a picture has three bytes a pixel")))
+}

@@ -1,0 +1,124 @@
+//! Prompts to what the denoiser is told of them.
+
+use candle_core::{DType, Tensor};
+
+use crate::{
+    Result,
+    models::{Added, ClipTextModel, Conditioning, Family, ModelSpec, Pooling, PromptTokenizer},
+    nn::Weights,
+    sampling::SamplingConfig,
+};
+
+/// A text encoder with its tokenizer.
+#[derive(Debug)]
+pub(super) struct TextEncoder {
+    tokenizer: PromptTokenizer,
+    model: ClipTextModel,
+}
+
+impl TextEncoder {
+    pub(super) fn new(spec: &ModelSpec, number: usize, tokenizer: PromptTokenizer, weights: &Weights) -> Result<Self> {
+        // The last encoder of SDXL is the one whose pooled state counts.
+        let projected = spec.family == Family::StableDiffusionXl && number + 1 == spec.text_encoders.len();
+        let pooling = if projected { Pooling::Projected } else { Pooling::Absent };
+        let model = ClipTextModel::new(&spec.text_encoders[number].config, pooling, weights)?;
+        Ok(Self { tokenizer, model })
+    }
+}
+
+/// A prompt as the denoiser is told it.
+#[derive(Debug)]
+pub struct EncodedText {
+    /// The tokens' states: `(1, n, c)` f32.
+    pub states: Tensor,
+    /// The pooled state, `(1, projection_dim)` f32, where the family has one.
+    pub pooled: Option<Tensor>,
+    /// How many of the prompt's tokens did not fit, and how many do.
+    pub cut: Option<(usize, usize)>,
+}
+
+impl EncodedText {
+    /// As this one, of nothing but zeros.
+    fn zeros(&self) -> Result<Self> {
+        let pooled = self.pooled.as_ref().map(Tensor::zeros_like).transpose()?;
+        Ok(Self { states: self.states.zeros_like()?, pooled, cut: None })
+    }
+}
+
+/// Encodes one prompt with every encoder, leaving out `clip_skip` of their last layers.
+pub(super) fn encode(encoders: &[TextEncoder], family: Family, prompt: &str, clip_skip: usize) -> Result<EncodedText> {
+    let mut states = Vec::new();
+    let mut pooled = None;
+    let mut cut = None;
+    for encoder in encoders {
+        let tokens = encoder.tokenizer.encode(prompt)?;
+        if tokens.left_out > 0 {
+            cut = Some((tokens.left_out, encoder.tokenizer.room()));
+        }
+        let ids = [tokens.ids.as_slice()];
+        if family == Family::StableDiffusionXl {
+            // SDXL takes the last state but one, without the last norm (Podell et al. 2023, section 2.1).
+            let found = encoder.model.forward(&ids, clip_skip + 1)?;
+            pooled = Some(encoder.model.pooled(&ids, &found.last)?.to_dtype(DType::F32)?);
+            states.push(found.skipped.to_dtype(DType::F32)?);
+        } else {
+            let found = encoder.model.forward(&ids, clip_skip)?;
+            states.push(encoder.model.norm(&found.skipped)?.to_dtype(DType::F32)?);
+        }
+    }
+    Ok(EncodedText { states: Tensor::cat(&states, 2)?, pooled, cut })
+}
+
+/// Encodes a request's prompts: without the prompt and with it where there is guidance, else with it alone. Adds what
+/// the caller should know to `warnings`.
+pub(super) fn condition(
+    encoders: &[TextEncoder],
+    spec: &ModelSpec,
+    config: &SamplingConfig,
+    (height, width): (usize, usize),
+    warnings: &mut Vec<String>,
+) -> Result<Conditioning> {
+    let prompt = encode(encoders, spec.family, &config.prompt, config.clip_skip)?;
+    let mut warn_of_cut = |field: &str, cut: Option<(usize, usize)>| {
+        if let Some((left_out, room)) = cut {
+            warnings
+                .push(format!("{field} was cut: this model reads {room} tokens, the last {left_out} were left out"));
+        }
+    };
+    warn_of_cut("prompt", prompt.cut);
+    let texts = if is_guided(config) {
+        let negative = if config.negative_prompt.is_empty()
+            && spec.family == Family::StableDiffusionXl
+            && spec.force_zeros_for_empty_prompt
+        {
+            prompt.zeros()?
+        } else {
+            // As in diffusers, layers are left out for the prompt alone.
+            encode(encoders, spec.family, &config.negative_prompt, 0)?
+        };
+        warn_of_cut("negative_prompt", negative.cut);
+        vec![negative, prompt]
+    } else {
+        if !config.negative_prompt.is_empty() {
+            let scale = config.guidance_scale;
+            warnings.push(format!("negative_prompt has no effect at guidance_scale {scale}; above 1 it has"));
+        }
+        vec![prompt]
+    };
+    let states: Vec<&Tensor> = texts.iter().map(|text| &text.states).collect();
+    let pooled: Vec<&Tensor> = texts.iter().filter_map(|text| text.pooled.as_ref()).collect();
+    #[expect(clippy::cast_precision_loss, reason = "sizes are at most a few thousand")]
+    let (height, width) = (height as f64, width as f64);
+    let added = if pooled.is_empty() {
+        None
+    } else {
+        // The picture is meant to be whole: its original size is its own, and nothing is cropped.
+        Some(Added { pooled: Tensor::cat(&pooled, 0)?, sizes: [height, width, 0.0, 0.0, height, width] })
+    };
+    Ok(Conditioning { text: Tensor::cat(&states, 0)?, added })
+}
+
+/// Whether a request is guided, with two network passes a step.
+pub(super) fn is_guided(config: &SamplingConfig) -> bool {
+    config.guidance_scale > 1.0
+}

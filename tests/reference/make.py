@@ -1,0 +1,51 @@
+"""Writes data/: tiny checkpoints and what diffusers computes from them. See README.md.
+
+Run it with the versions of requirements.txt: `python make.py [part ...]`.
+"""
+
+import argparse
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+
+import checkpoints
+import expected
+import noise
+import pictures
+import pocket
+import schedules
+from shapes import CHECKPOINTS
+
+DATA = Path(__file__).resolve().parent / "data"
+
+
+def checkpoint(name):
+    """One checkpoint and all that is expected of it."""
+    folder = DATA / name
+    checkpoints.write_checkpoint(name, folder / "model")
+    pipe = expected.load(name, folder / "model")
+    expected.write_stages(pipe, folder)
+    pictures.write_pictures(pipe, folder)
+
+
+def main():
+    parts = {name: lambda name=name: checkpoint(name) for name in CHECKPOINTS}
+    parts["schedules"] = lambda: schedules.write_schedules(DATA / "schedules.json")
+    parts["noise"] = lambda: noise.write_noise(DATA / "noise.safetensors")
+    parts["pocket"] = lambda: pocket.write_pocket(DATA / "pocket")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("part", nargs="*", help=f"what to write, everything by default: {', '.join(parts)}")
+    asked = parser.parse_args().part or parts
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    for library in ("diffusers", "transformers"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    for part in asked:
+        print(part, flush=True)
+        parts[part]()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Pictures that diffusers draws with the bundled model, and the hashes of the weights it used."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from checkpoints import write_json
+from samplers import scheduler
+
+MODEL = Path(__file__).resolve().parents[2] / "models" / "pocket"
+FROG = "a frog on a green background"
+CASES = [
+    (FROG, 0, "ddim"),
+    ("a red apple, 3d style, on a white background", 1, "ddim"),
+    ("an owl emoji on a purple background", 42, "ddim"),
+    ("a rocket on a black background", 7, "ddim"),
+    ("a slice of pizza, 3d render on a yellow background", 2**32 + 5, "ddim"),
+    ("a sailboat on a blue background", 2**53 - 1, "ddim"),
+    (FROG, 0, "euler"),
+    (FROG, 0, "euler_ancestral"),
+    (FROG, 0, "dpmpp_2m"),
+]
+
+
+def write_pocket(folder):
+    defaults = json.loads((MODEL / "darkroom.json").read_text(encoding="utf-8"))
+    pipe = StableDiffusionPipeline.from_pretrained(MODEL, dtype=torch.float32, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    config, rows = pipe.scheduler.config, []
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (prompt, seed, sampler) in enumerate(CASES):
+        pipe.scheduler = scheduler(sampler, config)
+        image = pipe(
+            prompt,
+            num_inference_steps=defaults["default_steps"],
+            guidance_scale=defaults["default_guidance_scale"],
+            generator=torch.Generator("cpu").manual_seed(seed),
+        ).images[0]
+        file = f"{number}.png"
+        image.save(folder / file, optimize=True)
+        rows.append(
+            {
+                "file": file,
+                "prompt": prompt,
+                "seed": seed,
+                "sampler": sampler,
+                "steps": defaults["default_steps"],
+                "guidance_scale": defaults["default_guidance_scale"],
+            }
+        )
+    weights = sorted(MODEL.glob("*/*.safetensors"))
+    hashes = {str(w.relative_to(MODEL)): hashlib.sha256(w.read_bytes()).hexdigest() for w in weights}
+    write_json(folder / "pocket.json", {"weights_sha256": hashes, "pictures": rows})
