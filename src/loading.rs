@@ -5,7 +5,12 @@
 
 use std::sync::Arc;
 
-use crate::{Result, config::ModelConfig, pipeline::Generate, sampling::Limits};
+use crate::{
+    Result,
+    config::ModelConfig,
+    pipeline::{Generate, InferencePipeline, LoadOptions},
+    sampling::Limits,
+};
 
 /// How far a model's loading is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -29,8 +34,9 @@ pub fn load_model(
     limits: Limits,
     report: &mut dyn FnMut(LoadStage),
 ) -> Result<Arc<dyn Generate>> {
-    let source = config.source()?;
-    report(LoadStage::Reading { fraction: 0.0 });
-    let _ = limits;
-    Err(crate::Error::invalid("model", format!("is {source}, and this build cannot draw yet")))
+    let options = LoadOptions { source: config.source()?, device: config.device, dtype: config.dtype, limits };
+    let pipeline = InferencePipeline::load(&options, &mut |fraction| report(LoadStage::Reading { fraction }))?;
+    report(LoadStage::Warming);
+    pipeline.warm_up()?;
+    Ok(Arc::new(pipeline))
 }

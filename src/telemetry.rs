@@ -17,6 +17,6 @@ pub fn init(config: LogConfig, level: &str) {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
     match config.log_format.unwrap_or(by_default) {
         LogFormat::Pretty => builder.with_ansi(on_terminal).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Json => builder.json().flatten_event(true).with_span_list(false).init(),
     }
 }

@@ -3,7 +3,6 @@
 mod common;
 
 use std::{
-    io::{BufRead, BufReader},
     net::TcpListener,
     path::Path,
     process::{Command, Stdio},
@@ -126,31 +125,4 @@ fn bad_arguments_and_bad_configuration_have_their_exit_codes() {
     for word in ["Examples:", "DARKROOM_PORT", "Exit codes:", "generate", "--shutdown-grace-seconds"] {
         assert!(help.contains(word), "{word} is not in the help");
     }
-}
-
-#[cfg(unix)]
-#[test]
-fn the_address_is_the_first_line_and_an_empty_model_fails_the_run_not_the_probes() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut child = darkroom()
-        .args(["--port", "0", "--log-format", "json", "--model"])
-        .arg(folder.path())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert!(line.starts_with("listening on http://127.0.0.1:"), "{line}");
-    // The log says when the loading has failed; every line of it is an object.
-    let mut log = BufReader::new(child.stderr.take().unwrap());
-    let mut seen = Vec::new();
-    while !seen.iter().any(|line: &serde_json::Value| line["state"] == "failed") {
-        let mut line = String::new();
-        log.read_line(&mut line).unwrap();
-        seen.push(serde_json::from_str(&line).unwrap());
-    }
-    let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
-    assert!(killed.success());
-    assert_eq!(child.wait().unwrap().code(), Some(1));
 }

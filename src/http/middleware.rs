@@ -26,7 +26,7 @@ use tower_http::{
 };
 use tracing::Instrument;
 
-use super::problem::Problem;
+use super::{problem::Problem, view::millis};
 use crate::config::ListenConfig;
 
 /// Puts everything around `router`.
@@ -61,7 +61,7 @@ async fn log_access(request: Request, next: Next) -> Response {
     let response = next.run(request).instrument(span.clone()).await;
     let status = response.status().as_u16();
     let job_id = response.headers().get("x-job-id").and_then(|id| id.to_str().ok());
-    let duration_ms = began.elapsed().as_millis();
+    let duration_ms = millis(began.elapsed());
     tracing::info!(parent: &span, %method, path, status, duration_ms, job_id, "answered");
     response
 }
