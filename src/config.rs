@@ -1,7 +1,7 @@
 //! What the command line and the environment say, parsed before anything is opened or bound.
 //!
 //! Owns one small structure per concern. It must not know how a request is answered or how a model is drawn with.
-//! Next: `main` runs what it says.
+//! Next: `main` runs what it says. The file is long because every flag is declared here, with the text of its help.
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 

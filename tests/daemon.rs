@@ -7,7 +7,8 @@ mod common;
 use std::{
     io::{BufRead, BufReader},
     net::SocketAddr,
-    process::{Child, ChildStderr, Command, Stdio},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
 };
 
 use common::client::{generate, generate_events, until, until_ready};
@@ -19,7 +20,8 @@ const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/data/sd
 struct Daemon {
     child: Child,
     address: SocketAddr,
-    log: BufReader<ChildStderr>,
+    /// Its lines. They are read by a thread of their own, since a full pipe would hold the daemon up.
+    log: mpsc::Receiver<String>,
 }
 
 impl Daemon {
@@ -34,7 +36,12 @@ impl Daemon {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.trim().strip_prefix("listening on http://").unwrap_or_else(|| panic!("{line}"));
-        let log = BufReader::new(child.stderr.take().unwrap());
+        let (lines, log) = mpsc::channel();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        std::thread::spawn(move || {
+            // A test that has ended wants no more, but the daemon may still have something to say.
+            stderr.lines().map_while(Result::ok).for_each(|line| drop(lines.send(line)));
+        });
         Self { address: address.parse().unwrap(), child, log }
     }
 
@@ -48,10 +55,9 @@ impl Daemon {
     }
 
     /// Reads the log, every line of which is an object, until the worker has come to `state`.
-    fn until_logged(&mut self, state: &str) {
+    fn until_logged(&self, state: &str) {
         loop {
-            let mut line = String::new();
-            assert!(self.log.read_line(&mut line).unwrap() > 0, "the log ended before {state}");
+            let line = self.log.recv().unwrap_or_else(|_| panic!("the log ended before {state}"));
             let line: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
             if line["state"] == state {
                 return;

@@ -2,7 +2,8 @@
 //!
 //! Owns the jobs' states, their numbered logs and their results, for a bounded time, in bounded number and size. What
 //! falls off is remembered by its id for a while, so that a client is told "expired" and not "never heard of". It must
-//! not know HTTP: `http` writes on it what the engine says, and reads it for any number of clients.
+//! not know HTTP: `http` writes on it what the engine says, and reads it for any number of clients. The file is a little
+//! long so that everything that happens under the board's one lock is read in one place.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},

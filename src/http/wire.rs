@@ -63,7 +63,8 @@ pub(super) struct Wish {
     pub(super) tag: Option<String>,
 }
 
-/// What becomes of a job whose client leaves.
+/// What becomes of a job whose client leaves before it is answered. One that was answered with 202 has left nothing open,
+/// so for it this means nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum OnDisconnect {
