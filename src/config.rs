@@ -1,1 +1,382 @@
+//! What the command line and the environment say, parsed before anything is opened or bound.
+//!
+//! Owns one small structure per concern. It must not know how a request is answered or how a model is drawn with.
+//! Next: `main` runs what it says. The file is long because every flag is declared here, with the text of its help.
 
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{
+    Result,
+    engine::BoardLimits,
+    models::{DeviceChoice, DtypeChoice, ModelSource},
+    sampling::{Limits, SamplerKind, SpacingKind},
+};
+
+const LONG_ABOUT: &str = "\
+darkroom draws pictures from text. It serves over HTTP, or draws one picture and ends.
+
+Alone it serves, the same as `darkroom serve`. It takes a prompt at POST /generate and answers with a job, with the \
+job's events as they happen, or with the picture itself, whichever the request accepts. GET /ready says when it can \
+draw.";
+
+const EXAMPLES: &str = "\
+Examples:
+  darkroom                                      serve the bundled model on http://127.0.0.1:7860
+  darkroom --port 0 --model ./sd-turbo          serve a directory in diffusers layout, on a free port
+  darkroom --host 0.0.0.0 --device cuda         serve other machines, drawing on a GPU
+  darkroom generate \"a red fox\" -o fox.png      draw one picture and end
+
+  curl -o fox.png -H 'Accept: image/png' --json '{\"prompt\": \"a red fox\"}' 127.0.0.1:7860/generate
+
+Each flag can be set in the environment, too: DARKROOM_PORT=8080 darkroom
+Exit codes: 0 done, 1 failed, 2 bad arguments, 64 bad configuration, 130 interrupted";
+
+const GENERATE_EXAMPLES: &str = "\
+Examples:
+  darkroom generate \"a red fox in the snow\" --output fox.png
+  darkroom generate \"a red fox\" -o fox.jpg --quality 80 --steps 30 --sampler dpmpp_2m --scheduler karras
+  darkroom generate \"a red fox\" -o fox.png --seed 42 --n 4        writes fox-0.png to fox-3.png, seeds 42 to 45";
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "darkroom",
+    version,
+    about = "An HTTP image-generation worker",
+    long_about = LONG_ABOUT,
+    after_help = EXAMPLES,
+    args_conflicts_with_subcommands = true
+)]
+pub struct Cli {
+    /// What to do; to serve, when nothing is said.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to serve, when nothing else is to be done.
+    #[command(flatten)]
+    pub serve: ServeConfig,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve over HTTP until told to stop (the default)
+    #[command(after_help = EXAMPLES)]
+    Serve(ServeConfig),
+    /// Draw without a server and write the picture to a file
+    #[command(after_help = GENERATE_EXAMPLES)]
+    Generate(GenerateConfig),
+}
+
+impl Cli {
+    /// What to do, the default filled in.
+    #[must_use]
+    pub fn into_command(self) -> Command {
+        self.command.unwrap_or(Command::Serve(self.serve))
+    }
+}
+
+/// Everything that serving needs to know.
+#[derive(Debug, Clone, Args)]
+pub struct ServeConfig {
+    /// Where to listen and to whom.
+    #[command(flatten)]
+    pub listen: ListenConfig,
+    /// What to draw with.
+    #[command(flatten)]
+    pub model: ModelConfig,
+    /// What one request may cost.
+    #[command(flatten)]
+    pub cost: CostConfig,
+    /// How work waits, and how long things live.
+    #[command(flatten)]
+    pub work: WorkConfig,
+    /// What is said on stderr.
+    #[command(flatten)]
+    pub log: LogConfig,
+}
+
+impl Default for ServeConfig {
+    /// Every flag at its default, whatever the environment says.
+    fn default() -> Self {
+        Self {
+            listen: ListenConfig {
+                host: IpAddr::from([127, 0, 0, 1]),
+                port: 7860,
+                cors_allow_origin: Vec::new(),
+                max_body_bytes: 33_554_432,
+            },
+            model: ModelConfig {
+                model: Some("bundled".to_owned()),
+                device: DeviceChoice::Auto,
+                dtype: DtypeChoice::Auto,
+            },
+            cost: CostConfig { max_batch: 8, max_pixels: 4_194_304 },
+            work: WorkConfig { queue_capacity: 10, result_ttl_seconds: 600, shutdown_grace_seconds: 30 },
+            log: LogConfig { log_format: None },
+        }
+    }
+}
+
+/// Where to listen, and whom to answer.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Network")]
+pub struct ListenConfig {
+    /// Address to listen on; 0.0.0.0 is every network this machine is in
+    #[arg(long, env = "DARKROOM_HOST", default_value = "127.0.0.1", value_name = "ADDRESS")]
+    pub host: IpAddr,
+    /// Port to listen on; 0 picks a free one, which is logged and printed
+    #[arg(long, env = "DARKROOM_PORT", default_value_t = 7860)]
+    pub port: u16,
+    /// Web page origin whose scripts may use this worker, such as <https://example.org>, or * for all; may be repeated
+    #[arg(long, env = "DARKROOM_CORS_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', value_parser = origin)]
+    pub cors_allow_origin: Vec<String>,
+    /// Largest request body; what is larger is refused with 413
+    #[arg(long, env = "DARKROOM_MAX_BODY_BYTES", default_value_t = 33_554_432, value_name = "BYTES", value_parser = at_least_one)]
+    pub max_body_bytes: usize,
+}
+
+/// What to draw with.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Model")]
+pub struct ModelConfig {
+    /// The model: "bundled", a directory in diffusers layout, or a hub id such as owner/name
+    #[arg(long, env = "DARKROOM_MODEL")]
+    #[cfg_attr(feature = "bundled-model", arg(default_value = "bundled"))]
+    pub model: Option<String>,
+    /// The device: auto, cpu, cuda, cuda:1 or metal
+    #[arg(long, env = "DARKROOM_DEVICE", default_value_t = DeviceChoice::Auto)]
+    pub device: DeviceChoice,
+    /// The networks' number type: auto, f32, f16 or bf16
+    #[arg(long, env = "DARKROOM_DTYPE", default_value_t = DtypeChoice::Auto)]
+    pub dtype: DtypeChoice,
+}
+
+impl ModelConfig {
+    /// Where the model comes from.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BrokenFile`](crate::Error::BrokenFile) when it names nothing that can be a model,
+    /// [`Error::InvalidParameter`](crate::Error::InvalidParameter) when none is named and none is built in.
+    pub fn source(&self) -> Result<ModelSource> {
+        match self.model.as_deref() {
+            Some("bundled") if !cfg!(feature = "bundled-model") => {
+                Err(crate::Error::invalid("model", "is \"bundled\", but no model is built into this program"))
+            }
+            Some(model) => model.parse(),
+            None => Err(crate::Error::invalid("model", "is missing, and no model is built into this program")),
+        }
+    }
+}
+
+/// What one request may cost.
+#[derive(Debug, Clone, Copy, Args)]
+#[command(next_help_heading = "Limits")]
+pub struct CostConfig {
+    /// Most images in one request
+    #[arg(long, env = "DARKROOM_MAX_BATCH", default_value_t = 8, value_name = "IMAGES", value_parser = at_least_one)]
+    pub max_batch: usize,
+    /// Most pixels in one image, drawn or sent
+    #[arg(long, env = "DARKROOM_MAX_PIXELS", default_value_t = 4_194_304, value_name = "PIXELS", value_parser = at_least_one)]
+    pub max_pixels: usize,
+}
+
+impl CostConfig {
+    /// The same, as the drawing side reads it.
+    #[must_use]
+    pub fn limits(self) -> Limits {
+        Limits { max_pixels: self.max_pixels, max_batch: self.max_batch }
+    }
+}
+
+/// How work waits, and how long things live.
+#[derive(Debug, Clone, Copy, Args)]
+#[command(next_help_heading = "Work")]
+pub struct WorkConfig {
+    /// Requests that may wait; one more is refused with 429
+    #[arg(long, env = "DARKROOM_QUEUE_CAPACITY", default_value_t = 10, value_name = "REQUESTS", value_parser = at_least_one)]
+    pub queue_capacity: usize,
+    /// How long a finished job and its pictures are kept
+    #[arg(long, env = "DARKROOM_RESULT_TTL_SECONDS", default_value_t = 600, value_name = "SECONDS")]
+    pub result_ttl_seconds: u64,
+    /// On SIGTERM or SIGINT: how long the running job may go on before it is cancelled; a second signal ends at once
+    #[arg(long, env = "DARKROOM_SHUTDOWN_GRACE_SECONDS", default_value_t = 30, value_name = "SECONDS")]
+    pub shutdown_grace_seconds: u64,
+}
+
+impl WorkConfig {
+    /// How much the job board keeps.
+    #[must_use]
+    pub fn board_limits(self) -> BoardLimits {
+        BoardLimits { result_ttl: Duration::from_secs(self.result_ttl_seconds), ..BoardLimits::default() }
+    }
+
+    /// How long the running job may go on once the worker is told to stop.
+    #[must_use]
+    pub fn shutdown_grace(self) -> Duration {
+        Duration::from_secs(self.shutdown_grace_seconds)
+    }
+}
+
+/// What is said on stderr.
+#[derive(Debug, Clone, Copy, Args)]
+#[command(next_help_heading = "Log")]
+pub struct LogConfig {
+    /// Form of the log on stderr [default: pretty on a terminal, else json]
+    #[arg(long, env = "DARKROOM_LOG_FORMAT", value_enum)]
+    pub log_format: Option<LogFormat>,
+}
+
+/// A form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Pretty,
+    /// One object a line, for programs.
+    Json,
+}
+
+/// Everything that drawing without a server needs to know.
+#[derive(Debug, Clone, Args)]
+pub struct GenerateConfig {
+    /// What to draw, and where to write it.
+    #[command(flatten)]
+    pub picture: PictureConfig,
+    /// What to draw with.
+    #[command(flatten)]
+    pub model: ModelConfig,
+    /// What the request may cost.
+    #[command(flatten)]
+    pub cost: CostConfig,
+    /// What is said on stderr.
+    #[command(flatten)]
+    pub log: LogConfig,
+}
+
+/// A picture as the command line asks for it. What is left out is the model's own.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Picture")]
+pub struct PictureConfig {
+    /// What to draw
+    pub prompt: String,
+    /// File to write; .png, .jpg, .jpeg or .webp decides the format; of several images, image 0 of fox.png is fox-0.png
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// What to steer away from
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    pub negative_prompt: String,
+    /// Width in pixels, a multiple of 8 [default: the model's]
+    #[arg(long, value_name = "PIXELS")]
+    pub width: Option<usize>,
+    /// Height in pixels, a multiple of 8 [default: the model's]
+    #[arg(long, value_name = "PIXELS")]
+    pub height: Option<usize>,
+    /// Denoising steps, 1 to 150 [default: the model's]
+    #[arg(long)]
+    pub steps: Option<usize>,
+    /// How closely to follow the prompt, 0 to 30 [default: the model's]
+    #[arg(long, value_name = "SCALE")]
+    pub guidance_scale: Option<f64>,
+    /// The same seed draws the same picture [default: drawn at random and reported]
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// How many images; image i has seed + i
+    #[arg(long, default_value_t = 1, value_name = "IMAGES")]
+    pub n: usize,
+    /// ddim, pndm, euler, euler_ancestral, heun or dpmpp_2m [default: the model's]
+    #[arg(long)]
+    pub sampler: Option<SamplerKind>,
+    /// Spacing of the noise levels: checkpoint or karras [default: the model's]
+    #[arg(long)]
+    pub scheduler: Option<SpacingKind>,
+    /// How many of the text encoder's last layers to leave out
+    #[arg(long, default_value_t = 0, value_name = "LAYERS")]
+    pub clip_skip: usize,
+    /// JPEG quality, 1 to 100 [default: 90]
+    #[arg(long)]
+    pub quality: Option<u8>,
+    /// Leave the request out of a PNG, which holds it otherwise
+    #[arg(long)]
+    pub no_metadata: bool,
+}
+
+/// Reads a count that must not be zero.
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("at least 1 is needed".to_owned()),
+        Ok(count) => Ok(count),
+        Err(_) => Err("a whole number from 1 is needed".to_owned()),
+    }
+}
+
+/// Reads what a browser sends as `Origin`, or `*`.
+fn origin(text: &str) -> Result<String, String> {
+    let authority = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    let well_formed = authority.is_some_and(|rest| {
+        !rest.is_empty() && !rest.contains(['/', '?', '#', ' ']) && rest.chars().all(|c| c.is_ascii_graphic())
+    });
+    if text == "*" || well_formed {
+        return Ok(text.to_owned());
+    }
+    Err("a scheme, a host and maybe a port are needed, such as https://example.org, without a path; or *".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Command, clap::Error> {
+        Cli::try_parse_from(std::iter::once(&"darkroom").chain(args)).map(Cli::into_command)
+    }
+
+    #[test]
+    fn the_definition_is_consistent_and_every_serving_flag_has_a_variable() {
+        Cli::command().debug_assert();
+        for arg in Cli::command().get_arguments().filter(|arg| arg.get_long().is_some()) {
+            let name = arg.get_long().unwrap_or_default();
+            if ["help", "version"].contains(&name) {
+                continue;
+            }
+            let variable = format!("DARKROOM_{}", name.to_uppercase().replace('-', "_"));
+            assert_eq!(arg.get_env().and_then(|env| env.to_str()), Some(variable.as_str()));
+        }
+    }
+
+    #[test]
+    fn nothing_said_means_to_serve_with_the_documented_defaults() {
+        for args in [&[][..], &["serve"]] {
+            let Ok(Command::Serve(config)) = parse(args) else { panic!("{args:?}") };
+            assert_eq!(format!("{config:?}"), format!("{:?}", ServeConfig::default()));
+        }
+    }
+
+    #[test]
+    fn generate_takes_the_parameters_of_a_request() {
+        let args = ["generate", "a fox", "-o", "fox.png", "--n", "2", "--sampler", "euler_a", "--seed", "7"];
+        let Ok(Command::Generate(config)) = parse(&args) else { panic!() };
+        assert_eq!((config.picture.n, config.picture.seed), (2, Some(7)));
+        assert_eq!(config.picture.sampler, Some(SamplerKind::EulerAncestral));
+    }
+
+    #[test]
+    fn what_cannot_be_is_a_bad_argument() {
+        for args in [
+            &["--queue-capacity", "0"][..],
+            &["--port", "70000"],
+            &["--device", "gpu"],
+            &["--cors-allow-origin", "example.org"],
+            &["--cors-allow-origin", "https://example.org/path"],
+            &["--log-format", "xml"],
+            &["generate", "a fox"],
+            &["draw"],
+        ] {
+            assert_eq!(parse(args).unwrap_err().exit_code(), 2, "{args:?}");
+        }
+        let Ok(Command::Serve(config)) = parse(&["--model", "/no/such/model"]) else { panic!() };
+        assert!(config.model.source().is_err());
+    }
+}

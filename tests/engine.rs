@@ -1,87 +1,20 @@
 //! The engine, its queue and its ends, drawn with a fake pipeline that stands still until a test lets it go on.
 
+mod common;
+
 use std::{
-    sync::{Arc, Mutex, mpsc as std_mpsc},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use common::{Order, fake};
+
 use darkroom::{
-    Error, Result,
+    Error,
     engine::{CancelReason, ErrorCode, GenerationEngine, GenerationRequest, GenerationResponse},
-    pipeline::{Generate, Generated, ModelInfo, Monitor},
-    sampling::{Limits, SamplerKind, SamplingConfig, SpacingKind},
+    sampling::SamplingConfig,
 };
-use image::DynamicImage;
 use tokio::sync::mpsc;
-
-/// What a test tells the fake to do next.
-enum Order {
-    /// Finish one step.
-    Step,
-    /// Fail with this message.
-    Fail(&'static str),
-    /// Panic with this message.
-    Panic(&'static str),
-}
-
-/// Draws `steps` steps, each when it is told to, and asks before each whether to go on, as the real one does.
-struct Fake {
-    info: ModelInfo,
-    orders: Mutex<std_mpsc::Receiver<Order>>,
-    begun: mpsc::UnboundedSender<String>,
-}
-
-struct Hands {
-    orders: std_mpsc::Sender<Order>,
-    begun: mpsc::UnboundedReceiver<String>,
-}
-
-fn fake() -> (Arc<Fake>, Hands) {
-    let (orders, orders_rx) = std_mpsc::channel();
-    let (begun_tx, begun) = mpsc::unbounded_channel();
-    let info = ModelInfo {
-        name: "fake".into(),
-        family: "none".into(),
-        device: "cpu".into(),
-        dtype: "f32".into(),
-        width: 64,
-        height: 64,
-        default_steps: 2,
-        default_guidance_scale: 1.0,
-        default_sampler: SamplerKind::Euler,
-        default_scheduler: SpacingKind::Checkpoint,
-        limits: Limits::default(),
-    };
-    (Arc::new(Fake { info, orders: Mutex::new(orders_rx), begun: begun_tx }), Hands { orders, begun })
-}
-
-impl Generate for Fake {
-    fn generate(&self, config: &SamplingConfig, monitor: &mut dyn Monitor) -> Result<Generated> {
-        self.begun.send(config.prompt.clone()).unwrap();
-        // A lock that a panicking drawing poisoned is as good as before: it guards a channel's end.
-        let orders = self.orders.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for step in 1..=config.steps {
-            if monitor.should_stop() {
-                return Err(Error::Interrupted);
-            }
-            // A test that has dropped its end wants the rest drawn at once.
-            match orders.recv().unwrap_or(Order::Step) {
-                Order::Step => monitor.progress(step, config.steps),
-                Order::Fail(message) => return Err(Error::Image(message.into())),
-                Order::Panic(message) => panic!("{message}"),
-            }
-        }
-        Ok(Generated { images: vec![DynamicImage::new_rgb8(8, 8)], ..Generated::default() })
-    }
-
-    fn model(&self) -> &ModelInfo {
-        &self.info
-    }
-
-    fn check(&self, _config: &SamplingConfig) -> Result<()> {
-        Ok(())
-    }
-}
 
 fn request(prompt: &str, steps: usize) -> GenerationRequest {
     GenerationRequest::new(prompt, SamplingConfig { prompt: prompt.into(), steps, ..SamplingConfig::default() })
@@ -170,12 +103,12 @@ async fn a_slow_consumer_loses_progress_and_never_the_result() {
     // Nothing is taken until the next job is done, so the drawing cannot have waited for this receiver.
     let mut seen = Vec::new();
     let other = submit(&engine, request("owl", 1)).await;
+    assert!(matches!(last(other).await, GenerationResponse::Complete { .. }));
     while let Some(response) = rx.recv().await {
         seen.push(response);
     }
     assert!(seen.len() < 50, "{} were queued in a channel of one", seen.len());
     assert!(matches!(seen.last(), Some(GenerationResponse::Complete { .. })));
-    assert!(matches!(last(other).await, GenerationResponse::Complete { .. }));
 }
 
 #[tokio::test]

@@ -4,12 +4,20 @@
 //! the job board. It must not know candle or axum: it draws through the [`Generate`](crate::pipeline::Generate) trait
 //! and answers on channels.
 
+mod board;
 mod cancellation;
 mod generation;
+mod job;
 mod messages;
+mod pace;
 mod queue;
+mod record;
 
+pub use board::{BoardLimits, Cancelling, JobBoard, Listing, Missing};
 pub use cancellation::{CancelReason, Cancellation};
 pub use generation::GenerationEngine;
+pub use job::{Job, Subscription};
 pub use messages::{ErrorCode, GenerationRequest, GenerationResponse, JobTimings};
+pub use pace::Work;
 pub use queue::{QueueItem, RequestQueue};
+pub use record::{JobEvent, JobSnapshot, JobStatus, JobTicket, NumberedEvent, Outcome, PreviewImage, ResultImage};

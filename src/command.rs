@@ -1,0 +1,226 @@
+//! `darkroom generate`: a picture without a server.
+//!
+//! Owns the way from flags to files. It draws through the same engine as the server, so that the two cannot differ.
+
+use std::{
+    future::Future,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use image::DynamicImage;
+use tokio::sync::mpsc;
+
+use crate::{
+    Error, Result,
+    bars::{bar, loading_bar, show_stage},
+    config::{GenerateConfig, PictureConfig},
+    drawing::{DrawingParameters, random_seed},
+    engine::{CancelReason, ErrorCode, GenerationEngine, GenerationRequest, GenerationResponse},
+    loading::LoadStage,
+    output::{OutputFormat, OutputOptions, encode},
+    pipeline::{Generate, ModelInfo},
+    sampling::SamplingConfig,
+};
+
+/// Why there is no picture.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    /// What was asked for cannot be.
+    #[error("{0}")]
+    BadArgument(String),
+    /// It went wrong.
+    #[error("{0}")]
+    Failed(String),
+    /// Somebody stopped it.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl From<Error> for GenerateError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::InvalidParameter { .. } | Error::UnsupportedParameter { .. } => Self::BadArgument(error.to_string()),
+            Error::Interrupted => Self::Interrupted,
+            error => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+/// A file that was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The seed that draws it again.
+    pub seed: u64,
+}
+
+/// Draws what `config` asks for with what `load` gives, and writes the files. `interrupted` stops it.
+///
+/// # Errors
+///
+/// [`GenerateError`]; no half-written file is left behind.
+pub async fn generate<L>(
+    config: &GenerateConfig,
+    interrupted: impl Future<Output = ()>,
+    load: L,
+) -> Result<Vec<Written>, GenerateError>
+where
+    L: FnOnce(&mut dyn FnMut(LoadStage)) -> Result<Arc<dyn Generate>> + Send + 'static,
+{
+    // What is wrong with the arguments alone is said before the model is loaded.
+    let output = output_options(&config.picture)?;
+    tokio::pin!(interrupted);
+    let pipeline = tokio::select! {
+        pipeline = load_shown(load) => pipeline?,
+        () = &mut interrupted => return Err(GenerateError::Interrupted),
+    };
+    let sampling = sampling_config(&config.picture, pipeline.model());
+    sampling.validate(&pipeline.model().limits)?;
+    pipeline.check(&sampling)?;
+
+    let mut engine = GenerationEngine::new(1);
+    engine.start(pipeline);
+    let images = draw(&engine, &sampling, interrupted).await?;
+    engine.shutdown().await;
+    let path = config.picture.output.clone();
+    tokio::task::spawn_blocking(move || write_all(&images, &sampling, &output, &path))
+        .await
+        .unwrap_or_else(|error| Err(GenerateError::Failed(error.to_string())))
+}
+
+fn output_options(picture: &PictureConfig) -> Result<OutputOptions, GenerateError> {
+    let extension = picture.output.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    let format = OutputFormat::from_extension(extension).ok_or_else(|| {
+        let path = picture.output.display();
+        GenerateError::BadArgument(format!(
+            "output: is {path}; a name that ends in .png, .jpg, .jpeg or .webp is allowed"
+        ))
+    })?;
+    let quality = OutputOptions::parse_quality(format, picture.quality.map(i128::from))?;
+    Ok(OutputOptions { format, quality, metadata: !picture.no_metadata })
+}
+
+async fn load_shown<L>(load: L) -> Result<Arc<dyn Generate>>
+where
+    L: FnOnce(&mut dyn FnMut(LoadStage)) -> Result<Arc<dyn Generate>> + Send + 'static,
+{
+    let load = move || {
+        let bar = loading_bar();
+        let loaded = load(&mut |stage| {
+            show_stage(&bar, stage);
+        });
+        bar.finish_and_clear();
+        loaded
+    };
+    tokio::task::spawn_blocking(load)
+        .await
+        .unwrap_or_else(|error| Err(Error::Panicked { message: format!("while the model was loaded: {error}") }))
+}
+
+fn sampling_config(picture: &PictureConfig, model: &ModelInfo) -> SamplingConfig {
+    SamplingConfig {
+        prompt: picture.prompt.clone(),
+        negative_prompt: picture.negative_prompt.clone(),
+        width: Some(picture.width.unwrap_or(model.width)),
+        height: Some(picture.height.unwrap_or(model.height)),
+        steps: picture.steps.unwrap_or(model.default_steps),
+        guidance_scale: picture.guidance_scale.unwrap_or(model.default_guidance_scale),
+        seed: picture.seed.unwrap_or_else(|| random_seed(picture.n)),
+        n: picture.n,
+        sampler: Some(picture.sampler.unwrap_or(model.default_sampler)),
+        scheduler: Some(picture.scheduler.unwrap_or(model.default_scheduler)),
+        clip_skip: picture.clip_skip,
+        preview_every: 0,
+    }
+}
+
+/// Draws, showing each step.
+async fn draw(
+    engine: &GenerationEngine,
+    sampling: &SamplingConfig,
+    mut interrupted: std::pin::Pin<&mut impl Future<Output = ()>>,
+) -> Result<Vec<DynamicImage>, GenerateError> {
+    let request = GenerationRequest::new(uuid::Uuid::now_v7().to_string(), sampling.clone());
+    let cancellation = request.cancellation.clone();
+    let (response_tx, mut responses) = mpsc::channel(32);
+    engine.submit(request, response_tx).await?;
+    let bar = bar((sampling.steps * sampling.n) as u64, "drawing");
+    let mut stopping = false;
+    loop {
+        let response = tokio::select! {
+            response = responses.recv() => response,
+            () = &mut interrupted, if !stopping => {
+                stopping = true;
+                cancellation.cancel(CancelReason::Requested);
+                continue;
+            }
+        };
+        match response {
+            Some(GenerationResponse::Progress { step, total, .. }) => {
+                bar.set_length(total as u64);
+                bar.set_position(step as u64);
+            }
+            Some(GenerationResponse::Complete { images, warnings, .. }) => {
+                bar.finish_and_clear();
+                for warning in warnings {
+                    tracing::warn!("{warning}");
+                }
+                return Ok(images);
+            }
+            Some(GenerationResponse::Error { code, message, .. }) => {
+                return Err(match code {
+                    ErrorCode::InvalidParameter | ErrorCode::UnsupportedParameter => {
+                        GenerateError::BadArgument(message)
+                    }
+                    ErrorCode::DeadlineExceeded | ErrorCode::GenerationFailed => GenerateError::Failed(message),
+                });
+            }
+            Some(GenerationResponse::Cancelled { .. }) => return Err(GenerateError::Interrupted),
+            Some(_) => {}
+            None => return Err(GenerateError::Failed("the engine ended without a picture".to_owned())),
+        }
+    }
+}
+
+fn write_all(
+    images: &[DynamicImage],
+    sampling: &SamplingConfig,
+    output: &OutputOptions,
+    path: &Path,
+) -> Result<Vec<Written>, GenerateError> {
+    let mut written = Vec::with_capacity(images.len());
+    for (index, image) in images.iter().enumerate() {
+        let parameters = DrawingParameters::of_image(sampling, index).to_json();
+        let bytes = encode(image, output, &parameters)?;
+        let path = if images.len() == 1 { path.to_owned() } else { numbered(path, index) };
+        write_atomically(&path, &bytes)
+            .map_err(|error| GenerateError::Failed(format!("{}: cannot be written: {error}", path.display())))?;
+        written.push(Written { path, seed: sampling.seed + index as u64 });
+    }
+    Ok(written)
+}
+
+/// `fox.png` becomes `fox-0.png`.
+fn numbered(path: &Path, index: usize) -> PathBuf {
+    let part = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_os_string();
+    let mut name = part(path.file_stem());
+    name.push(format!("-{index}."));
+    name.push(part(path.extension()));
+    path.with_file_name(name)
+}
+
+/// Writes beside the file and renames, so that nobody ever sees a part of a picture.
+fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(format!(".{}.part", std::process::id()));
+    let beside = path.with_file_name(name);
+    let done = std::fs::write(&beside, bytes).and_then(|()| std::fs::rename(&beside, path));
+    if done.is_err() {
+        // The error that matters is the first one.
+        let _ = std::fs::remove_file(&beside);
+    }
+    done
+}

@@ -1,0 +1,174 @@
+//! `POST /generate`: a job, its events, or its picture.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    body::Bytes,
+    extract::{FromRequest, Request, State, rejection::BytesRejection},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+
+use super::{
+    app::App,
+    events, images,
+    jobs::job_response,
+    negotiate::{AnswerForm, answer_form, preferred_wait},
+    problem::Problem,
+    submit::{Leaving, submit},
+    view::Pictures,
+    wire::{GenerateBody, InputImages, OnDisconnect, Wish},
+};
+use crate::{
+    engine::{Job, Outcome},
+    sampling::Limits,
+};
+
+/// How long a body may take to come. A client that sends nothing holds no more than its connection, and not for ever.
+const BODY_WAIT: Duration = Duration::from_secs(60);
+
+/// How a client is answered.
+#[derive(Debug, Clone, Copy)]
+enum Answer {
+    /// At once, with the job.
+    Accepted,
+    /// With the finished job, if it is finished in this time.
+    Awaited(Duration),
+    /// With the job's events.
+    Events,
+    /// With the first picture.
+    Image,
+}
+
+pub(super) async fn generate(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
+    let headers = request.headers().clone();
+    require_json(&headers)?;
+    let body = read_body(request, app.config.listen.max_body_bytes).await?;
+    let (wish, answer) = parse(&app, &headers, &body).await?;
+    drop(body);
+    let by_default = match answer {
+        Answer::Accepted => OnDisconnect::Continue,
+        Answer::Awaited(_) | Answer::Events | Answer::Image => OnDisconnect::Cancel,
+    };
+    let on_disconnect = wish.on_disconnect.unwrap_or(by_default);
+    let job = submit(&app, wish, on_disconnect).await?;
+    let leaving = Leaving::new(&app, &job, on_disconnect);
+    match answer {
+        Answer::Accepted => {
+            leaving.answered();
+            Ok(accepted(&app, &job).await)
+        }
+        Answer::Awaited(wait) => Ok(awaited(&app, &job, wait, leaving).await),
+        Answer::Events => {
+            let mut response = events::stream(job.subscribe(0), Some(leaving));
+            response.headers_mut().extend(links(&job));
+            Ok(response)
+        }
+        Answer::Image => {
+            let outcome = job.ended().await;
+            leaving.answered();
+            first_image(&job, &outcome)
+        }
+    }
+}
+
+fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
+    let given = headers.get(header::CONTENT_TYPE).map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let essence = given.as_deref().and_then(|given| given.split(';').next()).unwrap_or_default().trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    Err(Problem::unsupported_media_type(given.as_deref()))
+}
+
+/// Reads the body, up to the limit that the router has set.
+async fn read_body(request: Request, limit: usize) -> Result<Bytes, Problem> {
+    let read = tokio::time::timeout(BODY_WAIT, Bytes::from_request(request, &())).await;
+    read.map_err(|_| Problem::body_too_slow(BODY_WAIT))?.map_err(|rejection| match rejection {
+        BytesRejection::FailedToBufferBody(error) if error.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+            Problem::body_too_large(limit)
+        }
+        error => Problem::broken_body(error.body_text().to_lowercase()),
+    })
+}
+
+/// Everything that can be wrong with a request is found here, before it takes a place in the queue.
+async fn parse(app: &App, headers: &HeaderMap, bytes: &[u8]) -> Result<(Wish, Answer), Problem> {
+    let mut body = GenerateBody::parse(bytes)?;
+    let asked = body.format()?;
+    let form = answer_form(headers, asked).ok_or_else(|| {
+        let images = asked.map_or("image/png, image/jpeg, image/webp", |format| format.media_type());
+        Problem::not_acceptable(format!("this can be answered as application/json, text/event-stream, {images}"))
+    })?;
+    let (answer, format) = match form {
+        AnswerForm::Json => {
+            (preferred_wait(headers).map_or(Answer::Accepted, Answer::Awaited), asked.unwrap_or_default())
+        }
+        AnswerForm::Events => (Answer::Events, asked.unwrap_or_default()),
+        AnswerForm::Image(format) => (Answer::Image, format),
+    };
+    let loaded = app.accepting()?;
+    let model = loaded.pipeline.model();
+    let images = body.take_images();
+    let wish = body.into_wish(format, model, &model.limits)?;
+    loaded.pipeline.check(&wish.config).map_err(|error| Problem::from(&error))?;
+    check_images(images, model.limits).await?;
+    Ok((wish, answer))
+}
+
+/// Decodes the pictures that came along, off the asynchronous threads.
+async fn check_images(images: InputImages, limits: Limits) -> Result<(), Problem> {
+    if images.is_empty() {
+        return Ok(());
+    }
+    let checked = tokio::task::spawn_blocking(move || images.check(&limits)).await;
+    checked.unwrap_or_else(|error| {
+        tracing::error!(%error, "an input image broke its decoder");
+        Err(Problem::internal())
+    })
+}
+
+async fn accepted(app: &App, job: &Job) -> Response {
+    let mut response = job_response(StatusCode::ACCEPTED, app.board.snapshot(job), Pictures::Linked).await;
+    response.headers_mut().extend(links(job));
+    response
+}
+
+async fn awaited(app: &App, job: &Job, wait: Duration, leaving: Leaving) -> Response {
+    let ended = tokio::time::timeout(wait, job.ended()).await.is_ok();
+    leaving.answered();
+    let mut response = if ended {
+        let mut response = job_response(StatusCode::OK, app.board.snapshot(job), Pictures::Inline).await;
+        response.headers_mut().extend(links(job));
+        response
+    } else {
+        accepted(app, job).await
+    };
+    if let Ok(applied) = HeaderValue::try_from(format!("wait={}", wait.as_secs())) {
+        response.headers_mut().insert("preference-applied", applied);
+    }
+    response
+}
+
+fn first_image(job: &Job, outcome: &Outcome) -> Result<Response, Problem> {
+    if let Some(problem) = Problem::of_outcome(outcome) {
+        return Err(problem);
+    }
+    let Outcome::Succeeded { images, .. } = outcome else { return Err(Problem::internal()) };
+    let image = images.first().ok_or_else(Problem::internal)?;
+    let mut response = images::image_response(image);
+    response.headers_mut().extend(links(job));
+    Ok(response.into_response())
+}
+
+/// Where the job is found.
+fn links(job: &Job) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    // An id is a UUID, so these are always header values.
+    for (name, value) in [("x-job-id", job.id().to_owned()), ("location", format!("/jobs/{}", job.id()))] {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(name, value);
+        }
+    }
+    headers
+}

@@ -1,0 +1,91 @@
+//! `GET /jobs`, `GET /jobs/{id}`, `DELETE /jobs/{id}`.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{
+    Json,
+    extract::{Query, State},
+    http::{StatusCode, Uri},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+
+use super::{
+    app::App,
+    path::PathPart,
+    problem::Problem,
+    view::{JobView, Pictures},
+};
+use crate::engine::{CancelReason, Cancelling, JobSnapshot, JobStatus, Listing};
+
+const DEFAULT_PAGE: usize = 20;
+const LARGEST_PAGE: usize = 100;
+
+#[derive(Serialize)]
+struct Page {
+    jobs: Vec<JobView>,
+    next: Option<String>,
+}
+
+pub(super) async fn list(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Problem> {
+    let query = Query::<BTreeMap<String, String>>::try_from_uri(&uri);
+    let Query(query) = query.map_err(|error| Problem::invalid("query", error.body_text().to_lowercase()))?;
+    let (jobs, more) = app.board.list(&listing(query)?);
+    let next = jobs.last().filter(|_| more).map(|job| job.job_id.clone());
+    let jobs = jobs.into_iter().map(|job| JobView::new(job, Pictures::Linked)).collect();
+    Ok(Json(Page { jobs, next }).into_response())
+}
+
+pub(super) async fn get(State(app): State<Arc<App>>, PathPart(id): PathPart<String>) -> Result<Response, Problem> {
+    let job = app.board.find(&id).map_err(|missing| Problem::missing_job(missing, &id))?;
+    Ok(job_response(StatusCode::OK, app.board.snapshot(&job), Pictures::Linked).await)
+}
+
+pub(super) async fn cancel(State(app): State<Arc<App>>, PathPart(id): PathPart<String>) -> Result<Response, Problem> {
+    let cancelled = app.board.cancel(&id, CancelReason::Requested);
+    let (cancelling, job) = cancelled.map_err(|missing| Problem::missing_job(missing, &id))?;
+    let status = match cancelling {
+        Cancelling::Stopping => StatusCode::ACCEPTED,
+        Cancelling::EndedBefore => StatusCode::OK,
+    };
+    Ok(job_response(status, job, Pictures::Linked).await)
+}
+
+/// A job as the body of an answer. Pictures are put into base64 off the asynchronous threads.
+pub(super) async fn job_response(status: StatusCode, job: JobSnapshot, pictures: Pictures) -> Response {
+    let rendered = match pictures {
+        Pictures::Linked => Ok((status, Json(JobView::new(job, pictures))).into_response()),
+        Pictures::Inline => {
+            let render = move || (status, Json(JobView::new(job, pictures))).into_response();
+            tokio::task::spawn_blocking(render).await
+        }
+    };
+    rendered.unwrap_or_else(|_| Problem::internal().into_response())
+}
+
+fn listing(query: BTreeMap<String, String>) -> Result<Listing, Problem> {
+    let mut listing = Listing { limit: DEFAULT_PAGE, ..Listing::default() };
+    for (name, value) in query {
+        match name.as_str() {
+            "status" => listing.status = Some(status(&value)?),
+            "after" => listing.after = Some(value),
+            "limit" => listing.limit = limit(&value)?,
+            _ => {
+                return Err(Problem::invalid(name, "is no parameter of this list; status, limit and after are"));
+            }
+        }
+    }
+    Ok(listing)
+}
+
+fn status(value: &str) -> Result<JobStatus, Problem> {
+    JobStatus::ALL.into_iter().find(|status| status.name() == value).ok_or_else(|| {
+        let allowed = JobStatus::ALL.map(JobStatus::name).join(", ");
+        Problem::invalid("status", format!("is {value:?}; one of {allowed} is allowed"))
+    })
+}
+
+fn limit(value: &str) -> Result<usize, Problem> {
+    let limit = value.parse().ok().filter(|limit| (1..=LARGEST_PAGE).contains(limit));
+    limit.ok_or_else(|| Problem::invalid("limit", format!("is {value:?}; 1 to {LARGEST_PAGE} is allowed")))
+}

@@ -1,0 +1,101 @@
+//! What happens to every request before and after its handler.
+//!
+//! From the outside in, and why in this order:
+//!
+//! 1. **Request id**: first, so that everything after it can name the request. A client's own `X-Request-Id` is kept.
+//! 2. **Access log**: one line a request, outside of all that can answer, so that it sees the answer that is sent, that
+//!    of a caught panic and of a refused origin included.
+//! 3. **Panic catch**: a handler's panic becomes a 500; inside of the log, so that it is logged like any other.
+//! 4. **CORS**: outside of the body limit, so that a browser can read a refusal, too. Without a named origin it adds
+//!    nothing, and browsers refuse the answer to pages of other origins.
+//! 5. **Body limit**: innermost; it takes effect where the handler reads the body, as a 413.
+
+use std::{any::Any, time::Instant};
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, Request},
+    http::{HeaderName, HeaderValue, Method, header},
+    middleware::{Next, from_fn},
+    response::{IntoResponse, Response},
+};
+use tower_http::{
+    catch_panic::CatchPanicLayer,
+    cors::{AllowOrigin, CorsLayer},
+    request_id::{MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer},
+};
+use tracing::Instrument;
+
+use super::{problem::Problem, view::millis};
+use crate::config::ListenConfig;
+
+/// Puts everything around `router`.
+pub(super) fn wrap(router: Router, config: &ListenConfig) -> Router {
+    // Each layer goes around those before it, so this is read from the bottom up.
+    let mut router = router.layer(DefaultBodyLimit::max(config.max_body_bytes));
+    if !config.cors_allow_origin.is_empty() {
+        router = router.layer(cors(&config.cors_allow_origin));
+    }
+    router
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn(log_access))
+        .layer(PropagateRequestIdLayer::x_request_id())
+        .layer(SetRequestIdLayer::x_request_id(NewId))
+}
+
+#[derive(Clone)]
+struct NewId;
+
+impl MakeRequestId for NewId {
+    fn make_request_id<B>(&mut self, _request: &axum::http::Request<B>) -> Option<RequestId> {
+        HeaderValue::try_from(uuid::Uuid::now_v7().to_string()).ok().map(RequestId::new)
+    }
+}
+
+/// One line a request. A stream's line is written when it begins.
+async fn log_access(request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let id = request.headers().get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
+    let span = tracing::info_span!("request", request_id = id);
+    let response = next.run(request).instrument(span.clone()).await;
+    let status = response.status().as_u16();
+    let job_id = response.headers().get("x-job-id").and_then(|id| id.to_str().ok());
+    let duration_ms = millis(began.elapsed());
+    tracing::info!(parent: &span, %method, path, status, duration_ms, job_id, "answered");
+    response
+}
+
+/// The panic's own message has been printed by the panic hook, and is not the client's to read.
+fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
+    drop(panic);
+    tracing::error!("a handler panicked");
+    Problem::internal().into_response()
+}
+
+fn cors(origins: &[String]) -> CorsLayer {
+    let allowed = if origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::try_from(origin).ok()))
+    };
+    let name = HeaderName::from_static;
+    CorsLayer::new()
+        .allow_origin(allowed)
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
+        .allow_headers([
+            header::ACCEPT,
+            header::CONTENT_TYPE,
+            name("last-event-id"),
+            name("prefer"),
+            name("x-request-id"),
+        ])
+        .expose_headers([
+            header::LOCATION,
+            header::RETRY_AFTER,
+            name("preference-applied"),
+            name("x-job-id"),
+            name("x-request-id"),
+            name("x-seed"),
+        ])
+}

@@ -1,0 +1,147 @@
+//! `GET /health`, `GET /ready`, `GET /model`: what an orchestrator and a client ask before they send work.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+
+use super::{app::App, lifecycle::Phase, problem::Problem, view::millis};
+use crate::{
+    output::OutputFormat,
+    sampling::{SamplerKind, SpacingKind},
+};
+
+#[derive(Serialize)]
+struct Health<'a> {
+    status: &'static str,
+    version: &'static str,
+    uptime_ms: u64,
+    device: Option<&'a str>,
+    model: Option<&'a str>,
+}
+
+/// 200 while the process can do its work, or may be able to once it is loaded; 503 when it has to be started again.
+pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
+    let failed = app.is_dead() || matches!(app.phase(), Phase::Failed { .. });
+    let model = app.loaded().map(|loaded| loaded.pipeline.model());
+    let health = Health {
+        status: if failed { "failed" } else { "ok" },
+        version: env!("CARGO_PKG_VERSION"),
+        uptime_ms: millis(app.started_at.elapsed()),
+        device: model.map(|model| model.device.as_str()),
+        model: model.map(|model| model.name.as_str()),
+    };
+    let status = if failed { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    (status, Json(health)).into_response()
+}
+
+#[derive(Serialize)]
+struct Ready {
+    ready: bool,
+    state: &'static str,
+    reason: Option<String>,
+    /// Only while the model is loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    loading_percent: Option<u8>,
+    queue: Queue,
+    running: usize,
+}
+
+#[derive(Serialize)]
+struct Queue {
+    depth: usize,
+    capacity: usize,
+}
+
+/// 200 only when a request sent now would be drawn.
+pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
+    let phase = app.phase();
+    let engine = app.loaded().map(|loaded| &loaded.engine);
+    let capacity = app.config.work.queue_capacity;
+    let depth = engine.map_or(0, crate::engine::GenerationEngine::queue_depth);
+    let reason = match app.accepting() {
+        Err(_) => Some(app.why_not_drawing()),
+        Ok(_) if depth >= capacity => Some(format!("the queue is full: {depth} of {capacity} requests wait")),
+        Ok(_) => None,
+    };
+    let ready = Ready {
+        ready: reason.is_none(),
+        state: phase.name(),
+        loading_percent: if let Phase::Loading { percent } = phase { Some(percent) } else { None },
+        queue: Queue { depth, capacity },
+        running: engine.map_or(0, crate::engine::GenerationEngine::running),
+        reason,
+    };
+    let status = if ready.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(ready)).into_response()
+}
+
+#[derive(Serialize)]
+struct Model<'a> {
+    name: &'a str,
+    family: &'a str,
+    device: &'a str,
+    dtype: &'a str,
+    native_size: Size,
+    defaults: Defaults,
+    samplers: [&'static str; SamplerKind::ALL.len()],
+    schedulers: [&'static str; SpacingKind::ALL.len()],
+    formats: [&'static str; OutputFormat::ALL.len()],
+    limits: ModelLimits,
+}
+
+#[derive(Serialize)]
+struct Size {
+    width: usize,
+    height: usize,
+}
+
+#[derive(Serialize)]
+struct Defaults {
+    steps: usize,
+    guidance_scale: f64,
+    sampler: &'static str,
+    scheduler: &'static str,
+}
+
+#[derive(Serialize)]
+struct ModelLimits {
+    max_pixels: usize,
+    max_batch: usize,
+    max_body_bytes: usize,
+    queue_capacity: usize,
+}
+
+/// The loaded model and what it can be asked for.
+pub(super) async fn model(State(app): State<Arc<App>>) -> Result<Response, Problem> {
+    let loaded = app.loaded().ok_or_else(|| Problem::not_ready(&app.why_not_drawing()))?;
+    let model = loaded.pipeline.model();
+    Ok(Json(Model {
+        name: &model.name,
+        family: &model.family,
+        device: &model.device,
+        dtype: &model.dtype,
+        native_size: Size { width: model.width, height: model.height },
+        defaults: Defaults {
+            steps: model.default_steps,
+            guidance_scale: model.default_guidance_scale,
+            sampler: model.default_sampler.name(),
+            scheduler: model.default_scheduler.name(),
+        },
+        samplers: SamplerKind::ALL.map(SamplerKind::name),
+        schedulers: SpacingKind::ALL.map(SpacingKind::name),
+        formats: OutputFormat::ALL.map(OutputFormat::name),
+        limits: ModelLimits {
+            max_pixels: model.limits.max_pixels,
+            max_batch: model.limits.max_batch,
+            max_body_bytes: app.config.listen.max_body_bytes,
+            queue_capacity: app.config.work.queue_capacity,
+        },
+    })
+    .into_response())
+}

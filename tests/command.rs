@@ -1,0 +1,128 @@
+//! The command line: `darkroom generate` with a fake pipeline, and the program's exit codes.
+
+mod common;
+
+use std::{
+    net::TcpListener,
+    path::Path,
+    process::{Command, Stdio},
+    sync::Arc,
+};
+
+use clap::Parser;
+use common::{Hands, Order, fake, picture};
+use darkroom::{
+    command::{GenerateError, Written, generate},
+    config::{Cli, Command as Parsed, GenerateConfig},
+    pipeline::Generate,
+};
+
+fn parse(output: &Path, more: &[&str]) -> GenerateConfig {
+    let args = ["darkroom", "generate", "a fox", "--output", output.to_str().unwrap()];
+    match Cli::parse_from(args.iter().chain(more)).into_command() {
+        Parsed::Generate(config) => config,
+        Parsed::Serve(_) => panic!(),
+    }
+}
+
+/// Draws with a fake that goes through to the end.
+async fn draw(config: &GenerateConfig) -> Result<Vec<Written>, GenerateError> {
+    let (pipeline, hands) = fake();
+    drop(hands);
+    generate(config, std::future::pending(), |_| Ok(pipeline as Arc<dyn Generate>)).await
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn one_picture_goes_to_its_file_and_several_are_numbered() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fox.png");
+    let written = draw(&parse(&path, &["--seed", "7"])).await.unwrap();
+    assert_eq!(written, [Written { path: path.clone(), seed: 7 }]);
+    assert_eq!(image::open(&path).unwrap(), picture(7));
+    let jpeg = folder.path().join("fox.jpg");
+    draw(&parse(&jpeg, &["--seed", "7", "--n", "2", "--quality", "100"])).await.unwrap();
+    // Nothing else is left behind.
+    assert_eq!(names(folder.path()), ["fox-0.jpg", "fox-1.jpg", "fox.png"]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_drawn_or_written_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let png = folder.path().join("fox.png");
+    for (path, more, said) in [
+        (folder.path().join("fox.gif"), &[][..], "a name that ends in .png, .jpg, .jpeg or .webp is allowed"),
+        (folder.path().join("fox"), &[], "a name that ends in"),
+        (folder.path().join("fox.webp"), &["--quality", "80"], "only jpeg has a quality"),
+        (png.clone(), &["--steps", "151"], "steps: is 151; 1 to 150 are allowed"),
+        (png.clone(), &["--clip-skip", "3"], "clip_skip: is 3; the fake has 3 layers"),
+    ] {
+        let error = draw(&parse(&path, more)).await.unwrap_err();
+        assert!(matches!(error, GenerateError::BadArgument(_)), "{error:?}");
+        assert!(error.to_string().contains(said), "{error}");
+    }
+    let nowhere = folder.path().join("no/such/folder/fox.png");
+    let error = draw(&parse(&nowhere, &[])).await.unwrap_err();
+    assert!(matches!(&error, GenerateError::Failed(said) if said.contains("cannot be written")), "{error}");
+    assert_eq!(names(folder.path()), [""; 0]);
+}
+
+#[tokio::test]
+async fn an_interruption_stops_the_drawing_and_writes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = parse(&folder.path().join("fox.png"), &[]);
+    let (pipeline, Hands { orders, mut begun }) = fake();
+    orders.send(Order::UntilStopped).unwrap();
+    let interrupted = async move {
+        begun.recv().await.unwrap();
+    };
+    let error = generate(&config, interrupted, |_| Ok(pipeline as Arc<dyn Generate>)).await.unwrap_err();
+    assert!(matches!(error, GenerateError::Interrupted));
+    assert_eq!(names(folder.path()), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_drawing_that_fails_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let (pipeline, hands) = fake();
+    hands.orders.send(Order::Panic("lens cap on")).unwrap();
+    let config = parse(&folder.path().join("fox.png"), &[]);
+    let drawn = generate(&config, std::future::pending(), |_| Ok(pipeline as Arc<dyn Generate>)).await;
+    assert!(matches!(drawn.unwrap_err(), GenerateError::Failed(said) if said.contains("lens cap on")));
+}
+
+fn darkroom() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_darkroom"));
+    command.stdin(Stdio::null());
+    command
+}
+
+#[test]
+fn bad_arguments_and_bad_configuration_have_their_exit_codes() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    for (args, code, said) in [
+        (&["--prot", "1"][..], 2, "--prot"),
+        (&["--queue-capacity", "0"], 2, "at least 1 is needed"),
+        (&["generate", "a fox"], 2, "--output"),
+        (&["--port", &port], 64, "cannot listen on 127.0.0.1:"),
+        (&["--model", "/no/such/model"], 64, "/no/such/model: is neither a directory"),
+        (&["generate", "a fox", "-o", "fox.png", "--model", "/no/such/model"], 64, "/no/such/model"),
+    ] {
+        let output = darkroom().args(args).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+        assert!(stderr.contains(said), "{args:?}: {stderr}");
+    }
+    let help = darkroom().arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    for word in ["Examples:", "DARKROOM_PORT", "Exit codes:", "generate", "--shutdown-grace-seconds"] {
+        assert!(help.contains(word), "{word} is not in the help");
+    }
+}
