@@ -1,0 +1,25 @@
+//! The same request gives the same bytes at every thread count: each drawn by a process of its own.
+
+use std::process::Command;
+
+fn draw(threads: &str, folder: &std::path::Path) -> Vec<u8> {
+    let file = folder.join(format!("{threads}.png"));
+    let drawn = Command::new(env!("CARGO_BIN_EXE_darkroom"))
+        .args(["generate", "a frog on a green background", "--seed", "7", "--steps", "4", "--guidance-scale", "3"])
+        .arg("--output")
+        .arg(&file)
+        .env("RAYON_NUM_THREADS", threads)
+        .output()
+        .unwrap();
+    assert!(drawn.status.success(), "{}", String::from_utf8_lossy(&drawn.stderr));
+    std::fs::read(file).unwrap()
+}
+
+#[test]
+fn a_picture_is_the_same_at_every_thread_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = draw("1", folder.path());
+    for threads in ["2", "4"] {
+        assert!(draw(threads, folder.path()) == one, "{threads} threads draw another picture");
+    }
+}
