@@ -12,6 +12,7 @@ use crate::{
     engine::BoardLimits,
     models::{DeviceChoice, DtypeChoice, ModelSource},
     sampling::{Limits, SamplerKind, SpacingKind},
+    threads,
 };
 
 const LONG_ABOUT: &str = "\
@@ -69,6 +70,17 @@ pub enum Command {
     Generate(GenerateConfig),
 }
 
+impl Command {
+    /// What to draw with.
+    #[must_use]
+    pub fn model(&self) -> &ModelConfig {
+        match self {
+            Self::Serve(config) => &config.model,
+            Self::Generate(config) => &config.model,
+        }
+    }
+}
+
 impl Cli {
     /// What to do, the default filled in.
     #[must_use]
@@ -111,6 +123,7 @@ impl Default for ServeConfig {
                 model: Some("bundled".to_owned()),
                 device: DeviceChoice::Auto,
                 dtype: DtypeChoice::Auto,
+                threads: None,
             },
             cost: CostConfig { max_batch: 8, max_pixels: 4_194_304 },
             work: WorkConfig { queue_capacity: 10, result_ttl_seconds: 600, shutdown_grace_seconds: 30 },
@@ -151,9 +164,18 @@ pub struct ModelConfig {
     /// The networks' number type: auto, f32, f16 or bf16
     #[arg(long, env = "DARKROOM_DTYPE", default_value_t = DtypeChoice::Auto)]
     pub dtype: DtypeChoice,
+    /// Threads that draw on the CPU, 1 to 1024 [default: the physical cores that this process may use]
+    #[arg(long, env = "DARKROOM_THREADS", value_parser = thread_count)]
+    pub threads: Option<usize>,
 }
 
 impl ModelConfig {
+    /// How many threads draw, the default filled in.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.threads.unwrap_or_else(threads::default_threads)
+    }
+
     /// Where the model comes from.
     ///
     /// # Errors
@@ -311,6 +333,13 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     }
 }
 
+/// Reads how many threads draw.
+fn thread_count(text: &str) -> Result<usize, String> {
+    let most = threads::MAX_THREADS;
+    let count = text.parse().ok().filter(|count| (1..=most).contains(count));
+    count.ok_or_else(|| format!("a whole number from 1 to {most} is needed"))
+}
+
 /// Reads what a browser sends as `Origin`, or `*`.
 fn origin(text: &str) -> Result<String, String> {
     let authority = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
@@ -368,6 +397,9 @@ mod tests {
             &["--queue-capacity", "0"][..],
             &["--port", "70000"],
             &["--device", "gpu"],
+            &["--threads", "0"],
+            &["--threads", "1025"],
+            &["generate", "a fox", "-o", "fox.png", "--threads", "two"],
             &["--cors-allow-origin", "example.org"],
             &["--cors-allow-origin", "https://example.org/path"],
             &["--log-format", "xml"],

@@ -59,6 +59,7 @@ pub mod loading;
 pub mod output;
 pub mod signals;
 pub mod telemetry;
+pub mod threads;
 
 pub mod engine;
 pub mod pipeline;

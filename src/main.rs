@@ -7,7 +7,7 @@ use darkroom::{
     command::{self, GenerateError},
     config::{Cli, Command, GenerateConfig, ServeConfig},
     loading::load_model,
-    signals, telemetry,
+    signals, telemetry, threads,
 };
 use tokio::net::TcpListener;
 
@@ -16,6 +16,9 @@ const BAD_CONFIGURATION: u8 = 64;
 
 fn main() -> anyhow::Result<ExitCode> {
     let command = Cli::parse().into_command();
+    if let Err(error) = threads::start(command.model().threads()) {
+        return Ok(ExitCode::from(failed(BAD_CONFIGURATION, &error)));
+    }
     let runtime = tokio::runtime::Runtime::new()?;
     let code = match command {
         Command::Serve(config) => runtime.block_on(serve(config)),

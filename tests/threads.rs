@@ -6,9 +6,8 @@ fn draw(threads: &str, folder: &std::path::Path) -> Vec<u8> {
     let file = folder.join(format!("{threads}.png"));
     let drawn = Command::new(env!("CARGO_BIN_EXE_darkroom"))
         .args(["generate", "a frog on a green background", "--seed", "7", "--steps", "4", "--guidance-scale", "3"])
-        .arg("--output")
+        .args(["--threads", threads, "--output"])
         .arg(&file)
-        .env("RAYON_NUM_THREADS", threads)
         .output()
         .unwrap();
     assert!(drawn.status.success(), "{}", String::from_utf8_lossy(&drawn.stderr));
