@@ -5,6 +5,7 @@ use candle_core::{DType, Tensor};
 use super::{
     cpu::{self, AttentionInputs, AttentionSizes},
     host::{is_kernels, tensor_of, with_values},
+    work::count_product,
 };
 use crate::Result;
 
@@ -21,6 +22,8 @@ const MOST_SCORES: usize = 1 << 25;
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Option<&Tensor>) -> Result<Tensor> {
     let (b, n, c) = q.dims3()?;
     let m = k.dim(1)?;
+    // The scores and their sums of values: as many products each.
+    count_product(2 * b * n, c, m);
     if is_kernels(q) {
         let sizes = AttentionSizes { batch: b, queries: n, keys: m, heads, width: c / heads };
         return on_host(q, k, v, mask, sizes);

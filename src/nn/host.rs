@@ -2,6 +2,7 @@
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 
+use super::cpu::{self, PeakOf};
 use crate::Result;
 
 /// Whether the kernels compute this: f32 on the CPU.
@@ -28,4 +29,11 @@ pub fn with_values<T>(x: &Tensor, run: impl FnOnce(&[f32]) -> Result<T>) -> Resu
 /// A tensor on the CPU.
 pub fn tensor_of(values: Vec<f32>, shape: Vec<usize>) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+}
+
+/// The most operations a second (multiplications and additions) that all threads of this processor together can do in
+/// the products of networks of `dtype`, measured in a fraction of a second.
+#[must_use]
+pub fn multiply_peak(dtype: DType) -> f64 {
+    cpu::multiply_peak(if dtype == DType::BF16 { PeakOf::Bf16 } else { PeakOf::F32 })
 }

@@ -10,6 +10,7 @@ use super::{
     cpu::{self, Affine, Finish, Gather, PackedWeights, Source, Then},
     feature_map,
     host::{is_kernels, tensor_of, with_values},
+    work::count_product,
 };
 use crate::Result;
 
@@ -49,6 +50,7 @@ fn pack(weight: &Tensor, bias: Option<&Tensor>) -> Result<Form> {
 #[derive(Debug)]
 pub struct Linear {
     form: Form,
+    outputs: usize,
 }
 
 impl Linear {
@@ -78,7 +80,7 @@ impl Linear {
         } else {
             Form::Tensors { weight: weight.t()?, bias }
         };
-        Ok(Self { form })
+        Ok(Self { form, outputs })
     }
 
     /// `(.., inputs)` to `(.., outputs)`.
@@ -96,6 +98,7 @@ impl Linear {
     ///
     /// A shape that does not fit.
     pub fn forward_then(&self, x: &Tensor, after: After<'_>) -> Result<Tensor> {
+        count_product(x.elem_count(), 1, self.outputs);
         match &self.form {
             Form::Packed(packed) => {
                 let (rows, shape) = rows_of(x, packed.inputs(), packed.outputs())?;
@@ -131,6 +134,7 @@ impl Linear {
         if let Form::Packed(packed) = &self.form
             && packed.can_gate()
         {
+            count_product(x.elem_count(), 1, self.outputs);
             let (rows, shape) = rows_of(x, packed.inputs(), packed.outputs() / 2)?;
             let mut result = vec![0.0; rows * packed.outputs() / 2];
             let finish = Finish { gated: true, ..Finish::default() };
@@ -191,8 +195,12 @@ fn follow(mut y: Tensor, after: After<'_>) -> Result<Tensor> {
 #[derive(Debug)]
 pub struct Conv2d {
     form: Form,
+    inputs: usize,
+    outputs: usize,
     kernel: usize,
     stride: usize,
+    /// Zeros above the map and to its left, and below it and to its right.
+    padding: (usize, usize),
     /// As many zeros as there are inputs.
     zeros: Vec<f32>,
 }
@@ -211,7 +219,8 @@ impl Conv2d {
         } else {
             Form::Tensors { weight, bias: Some(bias.reshape((1, outputs, 1, 1))?) }
         };
-        Ok(Self { form, kernel, stride: 1, zeros: vec![0.0; inputs] })
+        let padding = (kernel / 2, kernel / 2);
+        Ok(Self { form, inputs, outputs, kernel, stride: 1, padding, zeros: vec![0.0; inputs] })
     }
 
     /// A 3×3 convolution that halves the map, rounding up.
@@ -221,6 +230,15 @@ impl Conv2d {
     /// A tensor that is missing or of another shape.
     pub fn halving(weights: &Weights, channels: usize) -> Result<Self> {
         Ok(Self { stride: 2, ..Self::new(weights, channels, channels, 3)? })
+    }
+
+    /// A 3×3 convolution that halves the map, rounding down: its zeros are below the map and to its right alone.
+    ///
+    /// # Errors
+    ///
+    /// A tensor that is missing or of another shape.
+    pub fn halving_down(weights: &Weights, channels: usize) -> Result<Self> {
+        Ok(Self { stride: 2, padding: (0, 1), ..Self::new(weights, channels, channels, 3)? })
     }
 
     /// Feature map to feature map.
@@ -251,8 +269,10 @@ impl Conv2d {
     }
 
     fn convolve(&self, x: &Tensor, scaled: (usize, usize), after: After<'_>) -> Result<Tensor> {
-        let size = feature_map::size(x)?;
-        let padding = self.kernel / 2;
+        let (size, padding) = (feature_map::size(x)?, self.padding);
+        let side = |side: usize| (side + padding.0 + padding.1 - self.kernel) / self.stride + 1;
+        let pixels = x.dim(0)? * side(scaled.0) * side(scaled.1);
+        count_product(pixels, self.kernel * self.kernel * self.inputs, self.outputs);
         match &self.form {
             Form::Packed(packed) => with_values(x, |data| {
                 let (kernel, stride, zeros) = (self.kernel, self.stride, self.zeros.as_slice());
@@ -269,7 +289,9 @@ impl Conv2d {
             }),
             Form::Tensors { weight, bias } => {
                 let x = if scaled == size { x.clone() } else { x.upsample_nearest2d(scaled.0, scaled.1)? };
-                let y = x.conv2d(weight, padding, self.stride, 1, 1)?;
+                // The library knows only zeros that are the same all around.
+                let (x, around) = if padding.0 == padding.1 { (x, padding.0) } else { (pad(&x, padding)?, 0) };
+                let y = x.conv2d(weight, around, self.stride, 1, 1)?;
                 let y = match bias {
                     Some(bias) => y.broadcast_add(bias)?,
                     None => y,
@@ -278,6 +300,11 @@ impl Conv2d {
             }
         }
     }
+}
+
+/// Planes with zeros before and after each row and column.
+fn pad(planes: &Tensor, (before, after): (usize, usize)) -> Result<Tensor> {
+    Ok(planes.pad_with_zeros(2, before, after)?.pad_with_zeros(3, before, after)?)
 }
 
 /// Group normalisation of a feature map (Wu and He 2018), in f32.

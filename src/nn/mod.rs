@@ -11,10 +11,13 @@ mod layers;
 mod resnet;
 mod time;
 mod weights;
+mod work;
 
 pub use activation::Activation;
 pub use attention::attention;
+pub use host::multiply_peak;
 pub use layers::{After, Conv2d, GroupNorm, LayerNorm, Linear};
 pub use resnet::{ResnetBlock, ResnetSizes};
 pub use time::{EmbeddingMlp, Sinusoids};
 pub use weights::{LoadProgress, WeightFile, Weights};
+pub use work::operations_done;

@@ -7,8 +7,10 @@ mod attention;
 mod isa;
 mod math;
 mod norm;
+mod peak;
 mod product;
 
 pub use attention::{AttentionInputs, AttentionSizes, attention};
 pub use norm::{Affine, Then, group_norm, layer_norm};
+pub use peak::{PeakOf, multiply_peak};
 pub use product::{Finish, Gather, PackedWeights, Source, product};

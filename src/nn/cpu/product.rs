@@ -112,8 +112,8 @@ pub struct Gather<'a> {
     pub kernel: usize,
     /// Pixels from one output to the next.
     pub stride: usize,
-    /// Zeros around the scaled map.
-    pub padding: usize,
+    /// Zeros above the scaled map and to its left, and below it and to its right.
+    pub padding: (usize, usize),
     /// As many zeros as there are channels.
     pub zeros: &'a [f32],
 }
@@ -121,7 +121,7 @@ pub struct Gather<'a> {
 impl Gather<'_> {
     /// The output's height and width.
     pub fn output_size(&self) -> (usize, usize) {
-        let side = |side: usize| (side + 2 * self.padding - self.kernel) / self.stride + 1;
+        let side = |side: usize| (side + self.padding.0 + self.padding.1 - self.kernel) / self.stride + 1;
         (side(self.scaled.0), side(self.scaled.1))
     }
 
@@ -137,9 +137,9 @@ impl Gather<'_> {
             Some(if from == to { inside } else { inside * from / to })
         };
         for down in 0..self.kernel {
-            let y = scaled(top + down, self.padding, self.size.0, self.scaled.0);
+            let y = scaled(top + down, self.padding.0, self.size.0, self.scaled.0);
             for right in 0..self.kernel {
-                let x = scaled(left + right, self.padding, self.size.1, self.scaled.1);
+                let x = scaled(left + right, self.padding.0, self.size.1, self.scaled.1);
                 let vector = match (y, x) {
                     (Some(y), Some(x)) => &image[(y * self.size.1 + x) * self.channels..][..self.channels],
                     _ => self.zeros,
