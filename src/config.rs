@@ -28,6 +28,7 @@ Examples:
   darkroom --port 0 --model ./sd-turbo          serve a directory in diffusers layout, on a free port
   darkroom --host 0.0.0.0 --device cuda         serve other machines, drawing on a GPU
   darkroom generate \"a red fox\" -o fox.png      draw one picture and end
+  darkroom bench                                measure how fast this machine draws
 
   curl -o fox.png -H 'Accept: image/png' --json '{\"prompt\": \"a red fox\"}' 127.0.0.1:7860/generate
 
@@ -39,6 +40,22 @@ Examples:
   darkroom generate \"a red fox in the snow\" --output fox.png
   darkroom generate \"a red fox\" -o fox.jpg --quality 80 --steps 30 --sampler dpmpp_2m --scheduler karras
   darkroom generate \"a red fox\" -o fox.png --seed 42 --n 4        writes fox-0.png to fox-3.png, seeds 42 to 45";
+
+const BENCH_EXAMPLES: &str = "\
+Examples:
+  darkroom bench                                measure the bundled model at its own size
+  darkroom bench --model ./sd15 --size 256 --runs 5 --json
+
+One line a stage: the median of the runs, after one that does not count; what it multiplied and added a second; and the \
+share of `peak`, which is the most that the processor did when it did nothing else.
+  load        from the start to the first picture, which is small
+  peak        multiply-adds on registers, on all threads
+  text_pair   the text encoders, on two prompts
+  unet_pair   the denoiser, on a guidance pair
+  vae_decode  the decoder, on one picture
+  image       a request to a PNG's bytes: 20 steps of the checkpoint's own sampler, guided
+With --json a line is an object: stage, seconds, gflops, peak_share, dtype, size, threads. The most memory that was \
+held goes to stderr.";
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -68,6 +85,9 @@ pub enum Command {
     /// Draw without a server and write the picture to a file
     #[command(after_help = GENERATE_EXAMPLES)]
     Generate(GenerateConfig),
+    /// Measure how fast each stage of a drawing is here, and its share of what the processor can do
+    #[command(after_help = BENCH_EXAMPLES)]
+    Bench(BenchConfig),
 }
 
 impl Command {
@@ -77,6 +97,7 @@ impl Command {
         match self {
             Self::Serve(config) => &config.model,
             Self::Generate(config) => &config.model,
+            Self::Bench(config) => &config.model,
         }
     }
 }
@@ -277,6 +298,26 @@ pub struct GenerateConfig {
     pub log: LogConfig,
 }
 
+/// What to measure.
+#[derive(Debug, Clone, Args)]
+pub struct BenchConfig {
+    /// Side of the square pictures in pixels, a multiple of 8 from 64 to 2048 [default: the model's longer side]
+    #[arg(long, value_name = "PIXELS", value_parser = side)]
+    pub size: Option<usize>,
+    /// Runs of each stage, of which the median counts
+    #[arg(long, default_value_t = 5, value_parser = at_least_one)]
+    pub runs: usize,
+    /// Write one JSON object a line
+    #[arg(long)]
+    pub json: bool,
+    /// What to draw with.
+    #[command(flatten)]
+    pub model: ModelConfig,
+    /// What is said on stderr.
+    #[command(flatten)]
+    pub log: LogConfig,
+}
+
 /// A picture as the command line asks for it. What is left out is the model's own.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Picture")]
@@ -338,6 +379,12 @@ fn thread_count(text: &str) -> Result<usize, String> {
     let most = threads::MAX_THREADS;
     let count = text.parse().ok().filter(|count| (1..=most).contains(count));
     count.ok_or_else(|| format!("a whole number from 1 to {most} is needed"))
+}
+
+/// Reads a picture's side.
+fn side(text: &str) -> Result<usize, String> {
+    let side = text.parse().ok().filter(|side| (64..=2048).contains(side) && side % 8 == 0);
+    side.ok_or_else(|| "a multiple of 8 from 64 to 2048 is needed".to_owned())
 }
 
 /// Reads what a browser sends as `Origin`, or `*`.
@@ -404,6 +451,10 @@ mod tests {
             &["--cors-allow-origin", "https://example.org/path"],
             &["--log-format", "xml"],
             &["generate", "a fox"],
+            &["bench", "--size", "100"],
+            &["bench", "--size", "4096"],
+            &["bench", "--runs", "0"],
+            &["bench", "--dtype", "f64"],
             &["draw"],
         ] {
             assert_eq!(parse(args).unwrap_err().exit_code(), 2, "{args:?}");

@@ -47,6 +47,7 @@
 pub mod config;
 pub mod error;
 
+pub mod bench;
 pub mod command;
 pub mod server;
 

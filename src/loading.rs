@@ -34,9 +34,22 @@ pub fn load_model(
     limits: Limits,
     report: &mut dyn FnMut(LoadStage),
 ) -> Result<Arc<dyn Generate>> {
+    Ok(Arc::new(load_pipeline(config, limits, report)?))
+}
+
+/// Loads it as the one kind of pipeline that there is.
+///
+/// # Errors
+///
+/// As [`load_model`].
+pub fn load_pipeline(
+    config: &ModelConfig,
+    limits: Limits,
+    report: &mut dyn FnMut(LoadStage),
+) -> Result<InferencePipeline> {
     let options = LoadOptions { source: config.source()?, device: config.device, dtype: config.dtype, limits };
     let pipeline = InferencePipeline::load(&options, &mut |fraction| report(LoadStage::Reading { fraction }))?;
     report(LoadStage::Warming);
     pipeline.warm_up()?;
-    Ok(Arc::new(pipeline))
+    Ok(pipeline)
 }

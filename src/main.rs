@@ -4,8 +4,10 @@ use std::{net::SocketAddr, process::ExitCode};
 
 use clap::Parser;
 use darkroom::{
+    Error,
+    bench::{self, Measurement},
     command::{self, GenerateError},
-    config::{Cli, Command, GenerateConfig, ServeConfig},
+    config::{BenchConfig, Cli, Command, GenerateConfig, ServeConfig},
     loading::load_model,
     signals, telemetry, threads,
 };
@@ -23,6 +25,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let code = match command {
         Command::Serve(config) => runtime.block_on(serve(config)),
         Command::Generate(config) => runtime.block_on(generate(config)),
+        Command::Bench(config) => measure(&config),
     };
     // A model that is still being loaded must not hold the end up.
     runtime.shutdown_background();
@@ -69,6 +72,24 @@ async fn generate(config: GenerateConfig) -> u8 {
         Err(error @ GenerateError::BadArgument(_)) => failed(BAD_ARGUMENT, &error),
         Err(error @ GenerateError::Failed(_)) => failed(1, &error),
         Err(error @ GenerateError::Interrupted) => failed(signals::INTERRUPTED, &error),
+    }
+}
+
+fn measure(config: &BenchConfig) -> u8 {
+    telemetry::init(config.log, "warn");
+    if let Err(error) = config.model.source() {
+        return failed(BAD_CONFIGURATION, &error);
+    }
+    let mut print = |line: &Measurement| if config.json { println!("{}", line.to_json()) } else { println!("{line}") };
+    match bench::run(config, &mut print) {
+        Ok(()) => {
+            if let Some(bytes) = bench::peak_memory_bytes() {
+                eprintln!("most memory held: {} MiB", bytes >> 20);
+            }
+            0
+        }
+        Err(error @ Error::InvalidParameter { .. }) => failed(BAD_ARGUMENT, &error),
+        Err(error) => failed(1, &error),
     }
 }
 

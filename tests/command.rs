@@ -21,7 +21,7 @@ fn parse(output: &Path, more: &[&str]) -> GenerateConfig {
     let args = ["darkroom", "generate", "a fox", "--output", output.to_str().unwrap()];
     match Cli::parse_from(args.iter().chain(more)).into_command() {
         Parsed::Generate(config) => config,
-        Parsed::Serve(_) => panic!(),
+        Parsed::Serve(_) | Parsed::Bench(_) => panic!(),
     }
 }
 
@@ -110,7 +110,11 @@ fn bad_arguments_and_bad_configuration_have_their_exit_codes() {
     for (args, code, said) in [
         (&["--prot", "1"][..], 2, "--prot"),
         (&["--queue-capacity", "0"], 2, "at least 1 is needed"),
-        (&["--threads", "0"], 2, "invalid value '0' for '--threads <THREADS>': a whole number from 1 to 1024 is needed"),
+        (
+            &["--threads", "0"],
+            2,
+            "invalid value '0' for '--threads <THREADS>': a whole number from 1 to 1024 is needed",
+        ),
         (&["generate", "a fox"], 2, "--output"),
         (&["--port", &port], 64, "cannot listen on 127.0.0.1:"),
         (&["--model", "/no/such/model"], 64, "/no/such/model: is neither a directory"),

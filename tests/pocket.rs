@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use darkroom::{
-    pipeline::{Generate, InferencePipeline, LoadOptions, Monitor},
+    pipeline::{Generate, InferencePipeline, LoadOptions, Unwatched},
     sampling::SamplingConfig,
 };
 use image::{DynamicImage, RgbImage, RgbaImage, imageops::FilterType};
@@ -25,18 +25,6 @@ struct Trained {
 struct Object {
     name: String,
     head: String,
-}
-
-struct Unwatched;
-
-impl Monitor for Unwatched {
-    fn should_stop(&self) -> bool {
-        false
-    }
-
-    fn progress(&mut self, _step: usize, _total: usize) {}
-
-    fn preview(&mut self, _step: usize, _image: DynamicImage) {}
 }
 
 fn model(file: &str) -> std::path::PathBuf {

@@ -44,6 +44,20 @@ pub trait Monitor {
     fn preview(&mut self, step: usize, image: DynamicImage);
 }
 
+/// Nobody watches, and nobody stops it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unwatched;
+
+impl Monitor for Unwatched {
+    fn should_stop(&self) -> bool {
+        false
+    }
+
+    fn progress(&mut self, _step: usize, _total: usize) {}
+
+    fn preview(&mut self, _step: usize, _image: DynamicImage) {}
+}
+
 /// A finished drawing.
 #[derive(Debug, Clone, Default)]
 pub struct Generated {

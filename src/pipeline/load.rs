@@ -74,6 +74,7 @@ impl InferencePipeline {
             unet: Unet::new(&spec.unet, &unet)?,
             vae: VaeDecoder::new(&spec.vae, &vae)?,
             vae_dtype,
+            dtype,
             device: device.clone(),
         };
         let info = ModelInfo {

@@ -7,9 +7,11 @@ mod generate;
 mod load;
 #[expect(clippy::module_inception, reason = "the pipeline's own file is its namesake")]
 mod pipeline;
+mod stages;
 mod text;
 
-pub use generate::{Generate, Generated, ModelInfo, Monitor, StageTimings};
+pub use generate::{Generate, Generated, ModelInfo, Monitor, StageTimings, Unwatched};
 pub use load::LoadOptions;
 pub use pipeline::InferencePipeline;
+pub use stages::{PreparedStage, Stage};
 pub use text::EncodedText;

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use image::{DynamicImage, RgbImage};
 
 use super::{
-    Generate, Generated, ModelInfo, Monitor, StageTimings,
+    Generate, Generated, ModelInfo, Monitor, StageTimings, Unwatched,
     text::{self, EncodedText, TextEncoder},
 };
 use crate::{
@@ -37,6 +37,7 @@ pub(super) struct Networks {
     pub(super) unet: Unet,
     pub(super) vae: VaeDecoder,
     pub(super) vae_dtype: DType,
+    pub(super) dtype: DType,
     pub(super) device: Device,
 }
 
@@ -51,6 +52,12 @@ impl InferencePipeline {
         let config =
             SamplingConfig { prompt: "a".to_owned(), steps: 1, width: side, height: side, ..SamplingConfig::default() };
         self.generate(&config, &mut Unwatched).map(|_| ())
+    }
+
+    /// The networks' number type.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        self.networks.dtype
     }
 
     /// A prompt as the denoiser is told it, with the last `clip_skip` layers of the text encoders left out.
@@ -234,19 +241,6 @@ impl Watch<'_> {
         self.steps_done += 1;
         self.monitor.progress(self.steps_done, self.steps);
     }
-}
-
-/// Nobody watches.
-struct Unwatched;
-
-impl Monitor for Unwatched {
-    fn should_stop(&self) -> bool {
-        false
-    }
-
-    fn progress(&mut self, _step: usize, _total: usize) {}
-
-    fn preview(&mut self, _step: usize, _image: DynamicImage) {}
 }
 
 #[derive(Default)]

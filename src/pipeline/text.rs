@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor};
 
 use crate::{
     Result,
-    models::{Added, ClipTextModel, Conditioning, Family, ModelSpec, Pooling, PromptTokenizer},
+    models::{Added, ClipTextModel, Conditioning, Family, ModelSpec, Pooling, PromptTokenizer, Tokens},
     nn::Weights,
     sampling::SamplingConfig,
 };
@@ -47,15 +47,32 @@ impl EncodedText {
 
 /// Encodes one prompt with every encoder, leaving out `clip_skip` of their last layers.
 pub(super) fn encode(encoders: &[TextEncoder], family: Family, prompt: &str, clip_skip: usize) -> Result<EncodedText> {
+    let tokens = tokenize(encoders, &[prompt])?;
+    let rooms = encoders.iter().map(|encoder| encoder.tokenizer.room());
+    let left_out = tokens.iter().map(|prompts| prompts[0].left_out);
+    let cut = left_out.zip(rooms).filter(|(left_out, _)| *left_out > 0).last();
+    let (states, pooled) = encode_tokens(encoders, family, &tokens, clip_skip)?;
+    Ok(EncodedText { states, pooled, cut })
+}
+
+/// Each encoder's tokens of each prompt.
+pub(super) fn tokenize(encoders: &[TextEncoder], prompts: &[&str]) -> Result<Vec<Vec<Tokens>>> {
+    let of_encoder = |encoder: &TextEncoder| prompts.iter().map(|prompt| encoder.tokenizer.encode(prompt)).collect();
+    encoders.iter().map(of_encoder).collect()
+}
+
+/// Encodes a batch of prompts, given each encoder's tokens: the tokens' states `(b, n, c)` f32 and, where the family has
+/// one, the pooled state `(b, projection_dim)` f32.
+pub(super) fn encode_tokens(
+    encoders: &[TextEncoder],
+    family: Family,
+    tokens: &[Vec<Tokens>],
+    clip_skip: usize,
+) -> Result<(Tensor, Option<Tensor>)> {
     let mut states = Vec::new();
     let mut pooled = None;
-    let mut cut = None;
-    for encoder in encoders {
-        let tokens = encoder.tokenizer.encode(prompt)?;
-        if tokens.left_out > 0 {
-            cut = Some((tokens.left_out, encoder.tokenizer.room()));
-        }
-        let ids = [tokens.ids.as_slice()];
+    for (encoder, prompts) in encoders.iter().zip(tokens) {
+        let ids: Vec<&[u32]> = prompts.iter().map(|tokens| tokens.ids.as_slice()).collect();
         if family == Family::StableDiffusionXl {
             // SDXL takes the last state but one, without the last norm (Podell et al. 2023, section 2.1).
             let found = encoder.model.forward(&ids, clip_skip + 1)?;
@@ -66,7 +83,7 @@ pub(super) fn encode(encoders: &[TextEncoder], family: Family, prompt: &str, cli
             states.push(encoder.model.norm(&found.skipped)?.to_dtype(DType::F32)?);
         }
     }
-    Ok(EncodedText { states: Tensor::cat(&states, 2)?, pooled, cut })
+    Ok((Tensor::cat(&states, 2)?, pooled))
 }
 
 /// Encodes a request's prompts: without the prompt and with it where there is guidance, else with it alone. Adds what

@@ -2,10 +2,9 @@
 
 use darkroom::{
     models::ModelSource,
-    pipeline::{Generate, InferencePipeline, Monitor},
+    pipeline::{Generate, InferencePipeline, Unwatched},
     sampling::{SamplerKind, SamplingConfig, SpacingKind},
 };
-use image::DynamicImage;
 use serde::Deserialize;
 
 use crate::support::{CHECKPOINTS, data, json, load, pipeline, psnr, tensors};
@@ -57,18 +56,6 @@ impl Case {
             ..SamplingConfig::default()
         }
     }
-}
-
-struct Unwatched;
-
-impl Monitor for Unwatched {
-    fn should_stop(&self) -> bool {
-        false
-    }
-
-    fn progress(&mut self, _step: usize, _total: usize) {}
-
-    fn preview(&mut self, _step: usize, _image: DynamicImage) {}
 }
 
 fn draw(pipeline: &InferencePipeline, config: &SamplingConfig) -> Vec<u8> {

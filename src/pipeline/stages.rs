@@ -1,0 +1,79 @@
+//! The stages of a drawing one at a time, on inputs made up once, for whoever measures them.
+
+use candle_core::Tensor;
+
+use super::{InferencePipeline, text};
+use crate::{
+    Result,
+    sampling::{NoiseGenerator, SamplingConfig},
+};
+
+/// A part of a drawing that can be run alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The text encoders, on a prompt and a negative prompt together.
+    TextPair,
+    /// The denoiser, on a guidance pair: one step of a guided drawing.
+    UnetPair,
+    /// The decoder, on one picture's latents.
+    VaeDecode,
+}
+
+/// A stage with its inputs in place. It returns once its device is done.
+pub type PreparedStage<'a> = Box<dyn Fn() -> Result<()> + 'a>;
+
+/// The text of the made-up inputs. A prompt's length does not matter: encoders read their whole window.
+const PROMPT: &str = "a red fox in the snow";
+/// A timestep in the middle of the training's thousand.
+const TIMESTEP: f64 = 500.0;
+
+impl InferencePipeline {
+    /// Prepares one stage of a guided drawing of `side_px` by `side_px` pixels.
+    ///
+    /// # Errors
+    ///
+    /// A size that the model does not draw; else what failed.
+    pub fn prepare(&self, stage: Stage, side_px: usize) -> Result<PreparedStage<'_>> {
+        let config = SamplingConfig {
+            prompt: PROMPT.to_owned(),
+            width: Some(side_px),
+            height: Some(side_px),
+            guidance_scale: SamplingConfig::default().guidance_scale,
+            ..SamplingConfig::default()
+        };
+        config.validate(&self.info.limits)?;
+        super::Generate::check(self, &config)?;
+        let device = &self.networks.device;
+        let side = side_px / self.spec.vae.factor();
+        let noise = |batch: usize, channels: usize, side: usize| -> Result<Tensor> {
+            let values = NoiseGenerator::new(0).normals(batch * channels * side * side);
+            Ok(Tensor::from_vec(values, (batch, channels, side, side), device)?)
+        };
+        let latent_channels = self.spec.vae.latent_channels;
+        Ok(match stage {
+            Stage::TextPair => {
+                let tokens = text::tokenize(&self.networks.text, &[PROMPT, ""])?;
+                Box::new(move || {
+                    text::encode_tokens(&self.networks.text, self.spec.family, &tokens, 0)?;
+                    Ok(device.synchronize()?)
+                })
+            }
+            Stage::UnetPair => {
+                let conditioning =
+                    text::condition(&self.networks.text, &self.spec, &config, (side_px, side_px), &mut Vec::new())?;
+                let pair = noise(2, latent_channels, side)?;
+                Box::new(move || {
+                    self.networks.unet.forward(&pair, TIMESTEP, &conditioning)?;
+                    Ok(device.synchronize()?)
+                })
+            }
+            Stage::VaeDecode => {
+                let latents = noise(1, latent_channels, side)?;
+                Box::new(move || {
+                    self.networks.vae.decode(&latents)?;
+                    Ok(device.synchronize()?)
+                })
+            }
+        })
+    }
+}
