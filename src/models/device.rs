@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use candle_core::{DType, Device};
 
-use crate::{Error, Result};
+use crate::{Error, Result, nn::has_fast_bf16};
 
 /// A device, as it is named on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -98,7 +98,7 @@ pub fn device_name(device: &Device) -> String {
 /// A number type for the networks, as it is named on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DtypeChoice {
-    /// f32 on the CPU, f16 elsewhere.
+    /// On the CPU bf16 where the processor multiplies it faster, else f32; f16 elsewhere.
     #[default]
     Auto,
     /// 32-bit floats.
@@ -111,20 +111,14 @@ pub enum DtypeChoice {
 
 impl DtypeChoice {
     /// The type to compute with on `device`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Device`] for bf16 on the CPU, whose matrix products are not there yet.
-    pub fn resolve(self, device: &Device) -> Result<DType> {
+    #[must_use]
+    pub fn resolve(self, device: &Device) -> DType {
         match self {
-            Self::Auto if device.is_cpu() => Ok(DType::F32),
-            Self::Auto | Self::F16 => Ok(DType::F16),
-            Self::F32 => Ok(DType::F32),
-            Self::Bf16 if device.is_cpu() => Err(Error::Device {
-                device: "cpu".to_owned(),
-                message: "cannot compute in bf16 in this build; f32 and f16 are possible".to_owned(),
-            }),
-            Self::Bf16 => Ok(DType::BF16),
+            Self::Auto if device.is_cpu() && !has_fast_bf16() => DType::F32,
+            Self::Auto if device.is_cpu() => DType::BF16,
+            Self::Auto | Self::F16 => DType::F16,
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
         }
     }
 }
@@ -179,7 +173,8 @@ mod tests {
             let message = DeviceChoice::Cuda(1).open().unwrap_err().to_string();
             assert!(message.starts_with("device cuda:1: ") && message.contains("\"cpu\""), "{message}");
         }
-        assert!(DtypeChoice::Bf16.resolve(&Device::Cpu).is_err());
-        assert_eq!(DtypeChoice::Auto.resolve(&Device::Cpu).unwrap(), DType::F32);
+        assert_eq!(DtypeChoice::Bf16.resolve(&Device::Cpu), DType::BF16);
+        let fastest = if has_fast_bf16() { DType::BF16 } else { DType::F32 };
+        assert_eq!(DtypeChoice::Auto.resolve(&Device::Cpu), fastest);
     }
 }

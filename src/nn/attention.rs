@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor};
 
 use super::{
     cpu::{self, AttentionInputs, AttentionSizes},
-    host::{is_kernels, tensor_of, with_values},
+    host::{Number, by_number, is_kernels, tensor_of, with_values},
     work::count_product,
 };
 use crate::Result;
@@ -26,7 +26,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Option<
     count_product(2 * b * n, c, m);
     if is_kernels(q) {
         let sizes = AttentionSizes { batch: b, queries: n, keys: m, heads, width: c / heads };
-        return on_host(q, k, v, mask, sizes);
+        return by_number!(q, N => on_host::<N>(q, k, v, mask, sizes));
     }
     #[cfg(feature = "flash-attn")]
     if q.device().is_cuda() && q.dtype() != DType::F32 && mask.is_none() && c / heads <= 256 && (c / heads) % 8 == 0 {
@@ -53,22 +53,26 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Option<
 }
 
 /// By the CPU kernels.
-fn on_host(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>, sizes: AttentionSizes) -> Result<Tensor> {
-    let mut result = vec![0.0; q.elem_count()];
-    let run = |mask: Option<&[f32]>, result: &mut [f32]| {
-        with_values(q, |queries| {
-            with_values(k, |keys| {
-                with_values(v, |values| {
-                    cpu::attention(AttentionInputs { queries, keys, values, mask }, sizes, result);
-                    Ok(())
+fn on_host<N: Number>(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: Option<&Tensor>,
+    sizes: AttentionSizes,
+) -> Result<Tensor> {
+    let run = |mask: Option<&[f32]>| {
+        with_values::<N, _>(q, |queries| {
+            with_values::<N, _>(k, |keys| {
+                with_values::<N, _>(v, |values| {
+                    Ok(cpu::attention(AttentionInputs { queries, keys, values, mask }, sizes))
                 })
             })
         })
     };
-    match mask {
-        Some(mask) => with_values(mask, |mask| run(Some(mask), &mut result))?,
-        None => run(None, &mut result)?,
-    }
+    let result = match mask {
+        Some(mask) => with_values(mask, |mask| run(Some(mask)))?,
+        None => run(None)?,
+    };
     tensor_of(result, q.dims().to_vec())
 }
 

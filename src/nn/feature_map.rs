@@ -5,7 +5,10 @@
 
 use candle_core::{D, Tensor};
 
-use super::host::is_kernels;
+use super::{
+    cpu,
+    host::{by_number, is_kernels, tensor_of, with_values},
+};
 use crate::Result;
 
 /// Where a map's channels are.
@@ -47,6 +50,16 @@ pub fn size(map: &Tensor) -> Result<(usize, usize)> {
 ///
 /// Maps of different sizes.
 pub fn concat_channels(first: &Tensor, second: &Tensor) -> Result<Tensor> {
+    if is_kernels(first) && first.dims()[..3] == second.dims()[..3] && first.dtype() == second.dtype() {
+        let (b, h, w, c) = first.dims4()?;
+        let widths = (c, second.dim(3)?);
+        let joined = by_number!(first, N => with_values::<N, _>(first, |first| {
+            with_values::<N, _>(second, |second| {
+                tensor_of(cpu::concat_rows(first, second, widths), vec![b, h, w, widths.0 + widths.1])
+            })
+        }));
+        return joined;
+    }
     Ok(Tensor::cat(&[first, second], channel_axis(first))?)
 }
 

@@ -1,33 +1,64 @@
 //! Between tensors and the CPU kernels, which take slices.
 
-use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use candle_core::{DType, Device, Storage, Tensor, WithDType};
 
-use super::cpu::{self, PeakOf};
+use super::cpu::{self, Element, Isa, PeakOf};
 use crate::Result;
 
-/// Whether the kernels compute this: f32 on the CPU.
-pub fn is_kernels(x: &Tensor) -> bool {
-    x.device().is_cpu() && x.dtype() == DType::F32
+/// A number type that both tensors and kernels have.
+pub trait Number: Element + WithDType {}
+
+impl<N: Element + WithDType> Number for N {}
+
+/// Whether the kernels compute in this type on this device: f32 and bf16 on the CPU.
+pub fn has_kernels(device: &Device, dtype: DType) -> bool {
+    device.is_cpu() && matches!(dtype, DType::F32 | DType::BF16)
 }
 
-/// Hands the numbers of an f32 tensor on the CPU to `run`, in order.
-pub fn with_values<T>(x: &Tensor, run: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
+/// Whether the kernels compute this.
+pub fn is_kernels(x: &Tensor) -> bool {
+    has_kernels(x.device(), x.dtype())
+}
+
+/// Whether this processor multiplies bf16 faster than f32.
+#[must_use]
+pub fn has_fast_bf16() -> bool {
+    Isa::detected() == Isa::Avx512Bf16
+}
+
+/// Runs `$run`, in which `$number` is the type of `$tensor`'s numbers: a tensor for which [`is_kernels`] holds.
+macro_rules! by_number {
+    ($tensor:expr, $number:ident => $run:expr) => {
+        match $tensor.dtype() {
+            candle_core::DType::BF16 => {
+                type $number = half::bf16;
+                $run
+            }
+            _ => {
+                type $number = f32;
+                $run
+            }
+        }
+    };
+}
+
+pub(super) use by_number;
+
+/// Hands the numbers of a tensor on the CPU to `run`, in order.
+pub fn with_values<N: Number, T>(x: &Tensor, run: impl FnOnce(&[N]) -> Result<T>) -> Result<T> {
     let x = x.contiguous()?;
     let (storage, layout) = x.storage_and_layout();
     match &*storage {
-        Storage::Cpu(CpuStorage::F32(values)) => {
+        Storage::Cpu(values) => {
             let start = layout.start_offset();
-            run(&values[start..start + x.elem_count()])
+            run(&N::cpu_storage_as_slice(values)?[start..start + x.elem_count()])
         }
-        _ => {
-            Err(candle_core::Error::Msg(format!("the CPU kernels were given {:?} on {:?}", x.dtype(), x.device()))
-                .into())
-        }
+        _ => Err(candle_core::Error::Msg(format!("the CPU kernels were given a tensor on {:?}", x.device())).into()),
     }
 }
 
 /// A tensor on the CPU.
-pub fn tensor_of(values: Vec<f32>, shape: Vec<usize>) -> Result<Tensor> {
+pub fn tensor_of<N: Number>(values: Vec<N>, shape: Vec<usize>) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 

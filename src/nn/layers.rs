@@ -1,15 +1,16 @@
 //! The layers that networks are made of: products and norms, with what follows them fused where that pays.
 //!
 //! Tokens are `(b, n, c)`; a feature map's layout is private to this folder: see [`feature_map`](super::feature_map). In
-//! f32 on the CPU everything goes through the kernels in `cpu`, elsewhere through the tensor library.
+//! f32 and bf16 on the CPU everything goes through the kernels in `cpu`, elsewhere through the tensor library.
 
 use candle_core::{D, DType, Tensor};
+use half::bf16;
 
 use super::{
     Activation, Weights,
-    cpu::{self, Affine, Finish, Gather, PackedWeights, Source, Then},
+    cpu::{self, Affine, Finish, Gather, LayerSizes, PackedWeights, Source, Then},
     feature_map,
-    host::{is_kernels, tensor_of, with_values},
+    host::{Number, by_number, is_kernels, tensor_of, with_values},
     work::count_product,
 };
 use crate::Result;
@@ -28,22 +29,49 @@ pub struct After<'a> {
 /// A layer's weights, in the form that its device wants.
 #[derive(Debug)]
 enum Form {
-    /// For the kernels.
-    Packed(PackedWeights),
+    /// For the kernels, in f32.
+    F32(PackedWeights<f32>),
+    /// For the kernels, in bf16.
+    Bf16(PackedWeights<bf16>),
     /// For the tensor library: a matrix `(inputs, outputs)` or a convolution's `(outputs, inputs, k, k)`, and a bias that
     /// broadcasts.
     Tensors { weight: Tensor, bias: Option<Tensor> },
 }
 
-/// Packs tensors of `(outputs, inputs, ..)` for the kernels.
-fn pack(weight: &Tensor, bias: Option<&Tensor>) -> Result<Form> {
-    let (outputs, inputs) = (weight.dim(0)?, weight.dim(1)?);
-    let taps = weight.elem_count() / (outputs * inputs);
-    let none = Tensor::zeros(0, DType::F32, weight.device())?;
-    let packed = with_values(weight, |weight| {
-        with_values(bias.unwrap_or(&none), |bias| Ok(PackedWeights::new(weight, bias, outputs, inputs, taps)))
-    })?;
-    Ok(Form::Packed(packed))
+/// Whether a layer adds a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bias {
+    Present,
+    Absent,
+}
+
+impl Form {
+    /// Reads `weight`, of one of `shapes`, and `bias`. `arrange` makes of both what the tensor library wants.
+    fn read(
+        weights: &Weights,
+        sizes: LayerSizes,
+        shapes: &[&[usize]],
+        bias: Bias,
+        arrange: impl FnOnce(Tensor, Option<Tensor>) -> Result<Self>,
+    ) -> Result<Self> {
+        let bias_shape = [sizes.outputs];
+        if !weights.has_kernels() {
+            let weight = weights.tensor_of("weight", shapes)?;
+            let bias = (bias == Bias::Present).then(|| weights.tensor("bias", &bias_shape)).transpose()?;
+            return arrange(weight, bias);
+        }
+        let weight = weights.raw("weight", shapes)?;
+        let bias = match bias {
+            Bias::Present => weights.raw("bias", &[&bias_shape])?.to_vec(),
+            Bias::Absent => Vec::new(),
+        };
+        let numbers = weight.numbers();
+        let read = |start: usize, into: &mut [f32]| numbers.read(start, into);
+        Ok(match weights.dtype() {
+            DType::BF16 => Self::Bf16(PackedWeights::new(sizes, &bias, read)),
+            _ => Self::F32(PackedWeights::new(sizes, &bias, read)),
+        })
+    }
 }
 
 /// A product with a matrix, and a bias.
@@ -60,7 +88,7 @@ impl Linear {
     ///
     /// A tensor that is missing or of another shape.
     pub fn new(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self> {
-        Self::read(weights, inputs, outputs, Some(weights.tensor("bias", &[outputs])?))
+        Self::read(weights, inputs, outputs, Bias::Present)
     }
 
     /// As [`new`](Self::new), for a layer that has no bias.
@@ -69,17 +97,13 @@ impl Linear {
     ///
     /// A tensor that is missing or of another shape.
     pub fn without_bias(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self> {
-        Self::read(weights, inputs, outputs, None)
+        Self::read(weights, inputs, outputs, Bias::Absent)
     }
 
-    fn read(weights: &Weights, inputs: usize, outputs: usize, bias: Option<Tensor>) -> Result<Self> {
+    fn read(weights: &Weights, inputs: usize, outputs: usize, bias: Bias) -> Result<Self> {
         let shapes: [&[usize]; 2] = [&[outputs, inputs], &[outputs, inputs, 1, 1]];
-        let weight = weights.tensor_of("weight", &shapes)?;
-        let form = if is_kernels(&weight) {
-            pack(&weight, bias.as_ref())?
-        } else {
-            Form::Tensors { weight: weight.t()?, bias }
-        };
+        let arrange = |weight: Tensor, bias| Ok(Form::Tensors { weight: weight.t()?, bias });
+        let form = Form::read(weights, LayerSizes { outputs, inputs, taps: 1 }, &shapes, bias, arrange)?;
         Ok(Self { form, outputs })
     }
 
@@ -100,17 +124,8 @@ impl Linear {
     pub fn forward_then(&self, x: &Tensor, after: After<'_>) -> Result<Tensor> {
         count_product(x.elem_count(), 1, self.outputs);
         match &self.form {
-            Form::Packed(packed) => {
-                let (rows, shape) = rows_of(x, packed.inputs(), packed.outputs())?;
-                let mut result = vec![0.0; rows * packed.outputs()];
-                with_values(x, |x| {
-                    with_finish(after, rows, |finish| {
-                        cpu::product(Source::Rows(x), packed, rows, finish, &mut result);
-                        Ok(())
-                    })
-                })?;
-                tensor_of(result, shape)
-            }
+            Form::F32(packed) => multiply_rows(packed, x, after),
+            Form::Bf16(packed) => multiply_rows(packed, x, after),
             Form::Tensors { weight, bias } => {
                 let y = match *x.dims() {
                     [b, n, c] => x.reshape((b * n, c))?.matmul(weight)?.reshape((b, n, ()))?,
@@ -131,22 +146,33 @@ impl Linear {
     ///
     /// A shape that does not fit.
     pub fn forward_gated(&self, x: &Tensor) -> Result<Tensor> {
-        if let Form::Packed(packed) = &self.form
-            && packed.can_gate()
-        {
-            count_product(x.elem_count(), 1, self.outputs);
-            let (rows, shape) = rows_of(x, packed.inputs(), packed.outputs() / 2)?;
-            let mut result = vec![0.0; rows * packed.outputs() / 2];
-            let finish = Finish { gated: true, ..Finish::default() };
-            with_values(x, |x| {
-                cpu::product(Source::Rows(x), packed, rows, &finish, &mut result);
-                Ok(())
-            })?;
-            return tensor_of(result, shape);
-        }
-        let halves = self.forward(x)?.chunk(2, D::Minus1)?;
-        Ok((&halves[0] * Activation::Gelu.forward(&halves[1].contiguous()?)?)?)
+        let gated = match &self.form {
+            Form::F32(packed) if packed.can_gate() => multiply_gated(packed, x)?,
+            Form::Bf16(packed) if packed.can_gate() => multiply_gated(packed, x)?,
+            _ => {
+                let halves = self.forward(x)?.chunk(2, D::Minus1)?;
+                return Ok((&halves[0] * Activation::Gelu.forward(&halves[1].contiguous()?)?)?);
+            }
+        };
+        count_product(x.elem_count(), 1, self.outputs);
+        Ok(gated)
     }
+}
+
+/// Rows of tokens by the kernels.
+fn multiply_rows<N: Number>(packed: &PackedWeights<N>, x: &Tensor, after: After<'_>) -> Result<Tensor> {
+    let (rows, shape) = rows_of(x, packed.inputs(), packed.outputs())?;
+    let result = with_values(x, |x| {
+        with_finish(after, rows, |finish| Ok(cpu::product(Source::Rows(x), packed, rows, finish)))
+    })?;
+    tensor_of(result, shape)
+}
+
+/// As [`multiply_rows`], the first half of the outputs times GELU of the second.
+fn multiply_gated<N: Number>(packed: &PackedWeights<N>, x: &Tensor) -> Result<Tensor> {
+    let (rows, shape) = rows_of(x, packed.inputs(), packed.outputs() / 2)?;
+    let finish = Finish { gated: true, ..Finish::default() };
+    tensor_of(with_values(x, |x| Ok(cpu::product(Source::Rows(x), packed, rows, &finish)))?, shape)
 }
 
 /// How many rows of `inputs` a tensor has, and its shape with `outputs` instead.
@@ -162,9 +188,13 @@ fn rows_of(x: &Tensor, inputs: usize, outputs: usize) -> Result<(usize, Vec<usiz
 }
 
 /// Hands what follows a product to the kernels.
-fn with_finish<T>(after: After<'_>, rows: usize, run: impl FnOnce(&Finish<'_>) -> Result<T>) -> Result<T> {
+fn with_finish<N: Number, T>(
+    after: After<'_>,
+    rows: usize,
+    run: impl FnOnce(&Finish<'_, N>) -> Result<T>,
+) -> Result<T> {
     let finish = Finish { activation: after.activation, ..Finish::default() };
-    let with_residual = |finish: Finish<'_>| match after.residual {
+    let with_residual = |finish: Finish<'_, N>| match after.residual {
         Some(residual) => with_values(residual, |residual| run(&Finish { residual: Some(residual), ..finish })),
         None => run(&finish),
     };
@@ -201,8 +231,6 @@ pub struct Conv2d {
     stride: usize,
     /// Zeros above the map and to its left, and below it and to its right.
     padding: (usize, usize),
-    /// As many zeros as there are inputs.
-    zeros: Vec<f32>,
 }
 
 impl Conv2d {
@@ -212,15 +240,15 @@ impl Conv2d {
     ///
     /// A tensor that is missing or of another shape.
     pub fn new(weights: &Weights, inputs: usize, outputs: usize, kernel: usize) -> Result<Self> {
-        let weight = weights.tensor("weight", &[outputs, inputs, kernel, kernel])?;
-        let bias = weights.tensor("bias", &[outputs])?;
-        let form = if is_kernels(&weight) {
-            pack(&weight, Some(&bias))?
-        } else {
-            Form::Tensors { weight, bias: Some(bias.reshape((1, outputs, 1, 1))?) }
+        let shape = [outputs, inputs, kernel, kernel];
+        let arrange = |weight, bias: Option<Tensor>| {
+            let bias = bias.map(|bias| bias.reshape((1, outputs, 1, 1))).transpose()?;
+            Ok(Form::Tensors { weight, bias })
         };
+        let sizes = LayerSizes { outputs, inputs, taps: kernel * kernel };
+        let form = Form::read(weights, sizes, &[&shape], Bias::Present, arrange)?;
         let padding = (kernel / 2, kernel / 2);
-        Ok(Self { form, inputs, outputs, kernel, stride: 1, padding, zeros: vec![0.0; inputs] })
+        Ok(Self { form, inputs, outputs, kernel, stride: 1, padding })
     }
 
     /// A 3×3 convolution that halves the map, rounding up.
@@ -274,19 +302,8 @@ impl Conv2d {
         let pixels = x.dim(0)? * side(scaled.0) * side(scaled.1);
         count_product(pixels, self.kernel * self.kernel * self.inputs, self.outputs);
         match &self.form {
-            Form::Packed(packed) => with_values(x, |data| {
-                let (kernel, stride, zeros) = (self.kernel, self.stride, self.zeros.as_slice());
-                let gather = Gather { data, channels: x.dim(3)?, size, scaled, kernel, stride, padding, zeros };
-                let (height, width) = gather.output_size();
-                let images = x.dim(0)?;
-                let rows = images * height * width;
-                let mut result = vec![0.0; rows * packed.outputs()];
-                with_finish(after, rows, |finish| {
-                    cpu::product(Source::Map(&gather), packed, rows, finish, &mut result);
-                    Ok(())
-                })?;
-                tensor_of(result, vec![images, height, width, packed.outputs()])
-            }),
+            Form::F32(packed) => self.by_kernels(packed, x, scaled, after),
+            Form::Bf16(packed) => self.by_kernels(packed, x, scaled, after),
             Form::Tensors { weight, bias } => {
                 let x = if scaled == size { x.clone() } else { x.upsample_nearest2d(scaled.0, scaled.1)? };
                 // The library knows only zeros that are the same all around.
@@ -299,6 +316,31 @@ impl Conv2d {
                 follow(y, after)
             }
         }
+    }
+}
+
+impl Conv2d {
+    fn by_kernels<N: Number>(
+        &self,
+        packed: &PackedWeights<N>,
+        x: &Tensor,
+        scaled: (usize, usize),
+        after: After<'_>,
+    ) -> Result<Tensor> {
+        let (images, height, width, channels) = x.dims4()?;
+        if channels != packed.inputs() {
+            let message = format!("a convolution of {} channels was given {channels}", packed.inputs());
+            return Err(candle_core::Error::Msg(message).into());
+        }
+        let (kernel, stride, padding) = (self.kernel, self.stride, self.padding);
+        with_values(x, |data: &[N]| {
+            let gather = Gather { data, channels, size: (height, width), scaled, kernel, stride, padding };
+            let (height, width) = gather.output_size();
+            let rows = images * height * width;
+            let result =
+                with_finish(after, rows, |finish| Ok(cpu::product(Source::Map(&gather), packed, rows, finish)))?;
+            tensor_of(result, vec![images, height, width, packed.outputs()])
+        })
     }
 }
 
@@ -347,15 +389,12 @@ impl GroupNorm {
 
     fn normalise(&self, x: &Tensor, then: Then) -> Result<Tensor> {
         if is_kernels(x) {
-            let mut result = vec![0.0; x.elem_count()];
             let (images, groups) = (x.dim(0)?, self.groups);
-            with_affine(&self.weight, &self.bias, self.epsilon, |affine| {
-                with_values(x, |x| {
-                    cpu::group_norm(x, images, groups, affine, then, &mut result);
-                    Ok(())
-                })
-            })?;
-            return tensor_of(result, x.dims().to_vec());
+            return with_affine(&self.weight, &self.bias, self.epsilon, |affine| {
+                by_number!(x, N => with_values::<N, _>(x, |values| {
+                    tensor_of(cpu::group_norm(values, images, groups, affine, then), x.dims().to_vec())
+                }))
+            });
         }
         let (b, c, h, w) = x.dims4()?;
         let grouped = x.to_dtype(DType::F32)?.reshape((b, self.groups, c / self.groups * h * w))?;
@@ -407,14 +446,11 @@ impl LayerNorm {
     /// A shape that does not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if is_kernels(x) {
-            let mut result = vec![0.0; x.elem_count()];
-            with_affine(&self.weight, &self.bias, f64::from(self.epsilon), |affine| {
-                with_values(x, |x| {
-                    cpu::layer_norm(x, affine, &mut result);
-                    Ok(())
-                })
-            })?;
-            return tensor_of(result, x.dims().to_vec());
+            return with_affine(&self.weight, &self.bias, f64::from(self.epsilon), |affine| {
+                by_number!(x, N => with_values::<N, _>(x, |values| {
+                    tensor_of(cpu::layer_norm(values, affine), x.dims().to_vec())
+                }))
+            });
         }
         let wide = x.to_dtype(DType::F32)?.contiguous()?;
         let normal = candle_nn::ops::layer_norm(&wide, &self.weight, &self.bias, self.epsilon)?;

@@ -15,7 +15,7 @@ mod work;
 
 pub use activation::Activation;
 pub use attention::attention;
-pub use host::multiply_peak;
+pub use host::{has_fast_bf16, multiply_peak};
 pub use layers::{After, Conv2d, GroupNorm, LayerNorm, Linear};
 pub use resnet::{ResnetBlock, ResnetSizes};
 pub use time::{EmbeddingMlp, Sinusoids};

@@ -6,14 +6,19 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     fs::File,
+    ops::Range,
     path::{Path, PathBuf},
     rc::Rc,
 };
 
 use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16, slice::HalfFloatSliceExt};
 use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 use safetensors::{Dtype, SafeTensors, tensor::TensorInfo};
 
+use super::host::has_kernels;
 use crate::{Error, Result};
 
 /// Where a weight file's bytes are.
@@ -81,6 +86,18 @@ impl Bytes {
             Self::Mapped(map) => map,
             Self::Embedded(bytes) => bytes,
         }
+    }
+
+    /// Says that some bytes are not needed any more, so that a checkpoint is not in memory beside what was made of it.
+    fn give_back(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Self::Mapped(map) = self {
+            // SAFETY: the map is of a file and never written to: pages that are read again are read from the file.
+            // Advice that is refused costs memory and nothing else.
+            _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+        }
+        #[cfg(not(unix))]
+        let _ = range;
     }
 }
 
@@ -157,6 +174,18 @@ impl<'a> Weights<'a> {
     ///
     /// As [`tensor`](Self::tensor).
     pub fn tensor_of(&self, name: &str, wanted: &[&[usize]]) -> Result<Tensor> {
+        let raw = self.raw(name, wanted)?;
+        // Converted where it is read, so that a device gets what it computes with and no more.
+        let tensor = Tensor::from_raw_buffer(raw.bytes, raw.dtype, wanted[0], &Device::Cpu)?;
+        Ok(tensor.to_dtype(self.files.dtype)?.to_device(&self.files.device)?)
+    }
+
+    /// As [`tensor_of`](Self::tensor_of), where it is in its file.
+    ///
+    /// # Errors
+    ///
+    /// As [`tensor`](Self::tensor).
+    pub(super) fn raw(&self, name: &str, wanted: &[&[usize]]) -> Result<RawTensor<'_, 'a>> {
         let name = self.name(name);
         let Some((number, info)) = self.files.tensors.get(&name) else {
             let path = self.files.files.last().map(|file| file.path.clone()).unwrap_or_default();
@@ -178,15 +207,92 @@ impl<'a> Weights<'a> {
             }
         };
         let (start, end) = info.data_offsets;
-        let bytes = &file.bytes.get()[file.data_start + start..file.data_start + end];
-        // Converted where it is read, so that a device gets what it computes with and no more.
-        let tensor = Tensor::from_raw_buffer(bytes, dtype, wanted[0], &Device::Cpu)?.to_dtype(self.files.dtype)?;
-        self.files.progress.add(bytes.len() as u64);
-        Ok(tensor.to_device(&self.files.device)?)
+        let range = file.data_start + start..file.data_start + end;
+        Ok(RawTensor { bytes: &file.bytes.get()[range.clone()], dtype, file, range, progress: self.files.progress })
+    }
+
+    /// Whether layers of these weights compute with the CPU kernels.
+    pub(super) fn has_kernels(&self) -> bool {
+        has_kernels(&self.files.device, self.files.dtype)
     }
 
     fn name(&self, name: &str) -> String {
         if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
+    }
+}
+
+/// A tensor where it is in its file. When it is dropped it counts as loaded, and its pages are given back.
+pub(super) struct RawTensor<'w, 'p> {
+    bytes: &'w [u8],
+    dtype: DType,
+    file: &'w Opened,
+    range: Range<usize>,
+    progress: &'p LoadProgress<'p>,
+}
+
+impl RawTensor<'_, '_> {
+    /// All numbers in f32.
+    pub(super) fn to_vec(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.bytes.len() / self.dtype.size_in_bytes()];
+        self.numbers().read(0, &mut values);
+        values
+    }
+
+    /// What of it threads share.
+    pub(super) fn numbers(&self) -> RawNumbers<'_> {
+        RawNumbers { bytes: self.bytes, dtype: self.dtype }
+    }
+}
+
+impl Drop for RawTensor<'_, '_> {
+    fn drop(&mut self) {
+        self.file.bytes.give_back(self.range.clone());
+        self.progress.add(self.bytes.len() as u64);
+    }
+}
+
+/// The numbers of a tensor, as they are in its file.
+#[derive(Clone, Copy)]
+pub(super) struct RawNumbers<'a> {
+    bytes: &'a [u8],
+    dtype: DType,
+}
+
+impl RawNumbers<'_> {
+    /// Copies numbers from `start` on into `into`, in f32.
+    pub(super) fn read(self, start: usize, into: &mut [f32]) {
+        let size = self.dtype.size_in_bytes();
+        let bytes = &self.bytes[start * size..][..into.len() * size];
+        match self.dtype {
+            DType::F16 => {
+                // A file's numbers may lie anywhere, so they are moved to where numbers may be before they are widened.
+                let mut halves = [f16::ZERO; 64];
+                for (bytes, into) in bytes.chunks(size * halves.len()).zip(into.chunks_mut(64)) {
+                    let halves = &mut halves[..into.len()];
+                    for (half, bytes) in halves.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                        *half = f16::from_le_bytes(*bytes);
+                    }
+                    halves.convert_to_f32_slice(into);
+                }
+            }
+            DType::BF16 => {
+                for (value, bytes) in into.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *value = bf16::from_le_bytes(*bytes).to_f32();
+                }
+            }
+            DType::F64 => {
+                for (value, bytes) in into.iter_mut().zip(bytes.as_chunks::<8>().0) {
+                    #[expect(clippy::cast_possible_truncation, reason = "f32 is what networks compute in at most")]
+                    let narrow = f64::from_le_bytes(*bytes) as f32;
+                    *value = narrow;
+                }
+            }
+            _ => {
+                for (value, bytes) in into.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                    *value = f32::from_le_bytes(*bytes);
+                }
+            }
+        }
     }
 }
 

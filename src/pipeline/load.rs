@@ -48,7 +48,7 @@ impl InferencePipeline {
     /// that is not there; a hub that does not answer.
     pub fn load(options: &LoadOptions, progress: &mut dyn FnMut(f32)) -> Result<Self> {
         let device = options.device.open()?;
-        let dtype = options.dtype.resolve(&device)?;
+        let dtype = options.dtype.resolve(&device);
         let (checkpoint, fetched) = locate(&options.source, progress)?;
         let mut report = |part: f32| progress(fetched + (1.0 - fetched) * part);
         let spec = ModelSpec::read(&checkpoint)?;

@@ -1,16 +1,24 @@
 //! Attention without the matrix of all scores: keys go by in blocks, and each query keeps a running maximum, sum and
 //! result (Milakov and Gimelshein 2018; Dao et al. 2022).
 
+use half::bf16;
 use rayon::prelude::*;
 
 use super::{
-    isa::{Isa, multiply_add, versions},
+    element::Element,
+    isa::{Isa, PORTABLE_FMA, multiply_add},
     math,
-    product::{Accumulator, PANEL, TILE},
+    product::{PANEL, WIDE_PANEL},
+    shared::{Shared, filled},
+    tile::{Fused, Multiply, Widened},
 };
 
-/// Queries of a task.
-const QUERIES: usize = 8 * TILE;
+/// Queries of a task: whole tiles of either height.
+const QUERIES: usize = 48;
+/// Rows of a tile with 16 registers.
+const ROWS: usize = 6;
+/// Rows of a tile with 32 registers.
+const WIDE_ROWS: usize = 8;
 /// Numbers of a block of keys, which stay in the second-level cache with as many of the values.
 const BLOCK_NUMBERS: usize = 24 << 10;
 /// Below any score that is one.
@@ -36,159 +44,232 @@ impl AttentionSizes {
         self.heads * self.width
     }
 
-    /// Keys of a block: whole panels.
+    /// Keys of a block: whole panels of any width.
     fn block(&self) -> usize {
-        (BLOCK_NUMBERS / self.width / PANEL * PANEL).clamp(4 * PANEL, 64 * PANEL)
+        (BLOCK_NUMBERS / self.width / WIDE_PANEL * WIDE_PANEL).clamp(2 * WIDE_PANEL, 32 * WIDE_PANEL)
     }
 }
 
 /// Queries, keys and values, each `[batch][token][head][channel]`, and what is added to scores, `[query][key]`.
 #[derive(Debug, Clone, Copy)]
-pub struct AttentionInputs<'a> {
+pub struct AttentionInputs<'a, E> {
     /// As many as there are queries.
-    pub queries: &'a [f32],
+    pub queries: &'a [E],
     /// As many as there are keys.
-    pub keys: &'a [f32],
+    pub keys: &'a [E],
     /// As many as there are keys.
-    pub values: &'a [f32],
+    pub values: &'a [E],
     /// Added to scores.
     pub mask: Option<&'a [f32]>,
 }
 
-/// Attention into `result`, `[batch][query][head][channel]`.
-pub fn attention(inputs: AttentionInputs<'_>, sizes: AttentionSizes, result: &mut [f32]) {
+/// Attention, `[batch][query][head][channel]`.
+pub fn attention<E: Element>(inputs: AttentionInputs<'_, E>, sizes: AttentionSizes) -> Vec<E> {
+    attention_with(Isa::detected(), inputs, sizes)
+}
+
+/// As [`attention`], with the instructions of `isa`.
+pub(super) fn attention_with<E: Element>(isa: Isa, inputs: AttentionInputs<'_, E>, sizes: AttentionSizes) -> Vec<E> {
     let channels = sizes.channels();
     let (queries, keys) = (sizes.batch * sizes.queries * channels, sizes.batch * sizes.keys * channels);
-    assert!(inputs.queries.len() == queries && result.len() == queries, "queries are whole");
+    assert!(inputs.queries.len() == queries && sizes.width > 0, "queries are whole");
     assert!(inputs.keys.len() == keys && inputs.values.len() == keys, "keys and values are whole");
     assert!(inputs.mask.is_none_or(|mask| mask.len() == sizes.queries * sizes.keys), "the mask is whole");
-    let heads: Vec<PackedHead> =
-        (0..sizes.batch * sizes.heads).into_par_iter().map(|head| PackedHead::new(&inputs, sizes, head)).collect();
-    let isa = Isa::detected();
+    let panels = E::attention_panels(isa);
+    let heads: Vec<PackedHead<E>> = (0..sizes.batch * sizes.heads)
+        .into_par_iter()
+        .map(|head| PackedHead::new(&inputs, sizes, panels, head))
+        .collect();
     let blocks = sizes.queries.div_ceil(QUERIES);
-    let result = Shared(result.as_mut_ptr());
-    (0..sizes.batch * sizes.heads * blocks).into_par_iter().for_each(|task| {
-        let (head, block) = (task / blocks, task % blocks);
-        let first = block * QUERIES;
-        let part = Part { head, first, count: QUERIES.min(sizes.queries - first), result };
-        attend(isa, &inputs, sizes, &heads[head], &part);
-    });
+    filled(queries, |result| {
+        (0..sizes.batch * sizes.heads * blocks).into_par_iter().with_max_len(1).for_each(|task| {
+            let (head, block) = (task / blocks, task % blocks);
+            let first = block * QUERIES;
+            let count = QUERIES.min(sizes.queries - first);
+            E::attend(isa, &Attending { inputs, sizes, packed: &heads[head], head, first, count, result });
+        });
+    })
 }
 
-/// One head's keys and values as products read them.
-struct PackedHead {
-    /// `[panel of keys][channel][PANEL]`.
-    keys: Vec<f32>,
-    /// `[panel of channels][key][PANEL]`.
-    values: Vec<f32>,
+/// One head's keys and values as products read them: see [`tile`](super::tile).
+struct PackedHead<E> {
+    /// Panels of keys.
+    keys: Vec<E>,
+    /// Panels of channels.
+    values: Vec<E>,
 }
 
-impl PackedHead {
-    fn new(inputs: &AttentionInputs<'_>, sizes: AttentionSizes, head: usize) -> Self {
+impl<E: Element> PackedHead<E> {
+    fn new(inputs: &AttentionInputs<'_, E>, sizes: AttentionSizes, panels: (usize, usize), head: usize) -> Self {
         let (batch, head) = (head / sizes.heads, head % sizes.heads);
-        let (channels, width) = (sizes.channels(), sizes.width);
-        let row = |of: &[f32], token: usize| -> usize {
-            debug_assert!(!of.is_empty());
-            (batch * sizes.keys + token) * channels + head * width
-        };
-        let mut keys = vec![0.0; sizes.keys.div_ceil(PANEL) * width * PANEL];
-        let mut values = vec![0.0; width.div_ceil(PANEL) * sizes.keys * PANEL];
+        let (channels, width, depth) = (sizes.channels(), sizes.width, E::DEPTH);
+        let (key_panel, value_panel) = panels;
+        let of_key_panel = width.next_multiple_of(depth) * key_panel;
+        let of_value_panel = sizes.keys.next_multiple_of(depth) * value_panel;
+        let mut keys = vec![E::default(); sizes.keys.div_ceil(key_panel) * of_key_panel];
+        let mut values = vec![E::default(); width.div_ceil(value_panel) * of_value_panel];
         for token in 0..sizes.keys {
-            let at = row(inputs.keys, token);
-            let panel = &mut keys[token / PANEL * width * PANEL..];
+            let at = (batch * sizes.keys + token) * channels + head * width;
+            let panel = &mut keys[token / key_panel * of_key_panel..];
             for (channel, key) in inputs.keys[at..at + width].iter().enumerate() {
-                panel[channel * PANEL + token % PANEL] = *key;
+                panel[(channel / depth * key_panel + token % key_panel) * depth + channel % depth] = *key;
             }
-            for (panel, part) in inputs.values[at..at + width].chunks(PANEL).enumerate() {
-                values[(panel * sizes.keys + token) * PANEL..][..part.len()].copy_from_slice(part);
+            for (panel, part) in inputs.values[at..at + width].chunks(value_panel).enumerate() {
+                let into = &mut values[panel * of_value_panel + token / depth * value_panel * depth + token % depth..];
+                for (value, place) in part.iter().zip(into.iter_mut().step_by(depth)) {
+                    *place = *value;
+                }
             }
         }
         Self { keys, values }
     }
 }
 
-/// A result that threads write disjoint parts of.
-#[derive(Clone, Copy)]
-struct Shared(*mut f32);
-
-// SAFETY: every task writes its own queries of its own head, and nobody reads before all are done.
-unsafe impl Send for Shared {}
-// SAFETY: as above.
-unsafe impl Sync for Shared {}
-
 /// One task: some queries of one head of one batch.
-struct Part {
+pub struct Attending<'a, E> {
+    inputs: AttentionInputs<'a, E>,
+    sizes: AttentionSizes,
+    packed: &'a PackedHead<E>,
+    /// The head, counted through the batch.
     head: usize,
+    /// The first query, and how many.
     first: usize,
     count: usize,
-    result: Shared,
+    result: Shared<E>,
 }
 
-versions! {
-    fn attend = attend_body(inputs: &AttentionInputs<'_>, sizes: AttentionSizes, head: &PackedHead, part: &Part)
+/// A task in f32.
+pub fn attend_f32(isa: Isa, task: &Attending<'_, f32>) {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: these sets are only ever chosen by `Isa::detected`, on processors that have them.
+        Isa::Avx512Bf16 | Isa::Avx512 => unsafe { x86::f32_avx512(task) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx2 => unsafe { x86::f32_avx2(task) },
+        _ => attend_body::<f32, Fused<PORTABLE_FMA>, Fused<PORTABLE_FMA>, PORTABLE_FMA, PANEL, PANEL, ROWS>(task),
+    }
 }
 
+/// A task in bf16.
+pub fn attend_bf16(isa: Isa, task: &Attending<'_, bf16>) {
+    type Portable = Widened<PORTABLE_FMA>;
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: these sets are only ever chosen by `Isa::detected`, on processors that have them.
+        Isa::Avx512Bf16 => unsafe { x86::bf16_dot(task) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx512 => unsafe { x86::bf16_avx512(task) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx2 => unsafe { x86::bf16_avx2(task) },
+        _ => attend_body::<bf16, Portable, Portable, PORTABLE_FMA, WIDE_PANEL, PANEL, ROWS>(task),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{Attending, Fused, PANEL, ROWS, WIDE_PANEL, WIDE_ROWS, Widened, attend_body, bf16};
+    use crate::nn::cpu::tile::Dot;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+    pub fn f32_avx512(task: &Attending<'_, f32>) {
+        attend_body::<f32, Fused<true>, Fused<true>, true, PANEL, PANEL, WIDE_ROWS>(task);
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub fn f32_avx2(task: &Attending<'_, f32>) {
+        attend_body::<f32, Fused<true>, Fused<true>, true, PANEL, PANEL, ROWS>(task);
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+    pub fn bf16_dot(task: &Attending<'_, bf16>) {
+        attend_body::<bf16, Dot<2>, Dot<1>, true, WIDE_PANEL, PANEL, WIDE_ROWS>(task);
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+    pub fn bf16_avx512(task: &Attending<'_, bf16>) {
+        attend_body::<bf16, Widened<true>, Widened<true>, true, WIDE_PANEL, PANEL, WIDE_ROWS>(task);
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub fn bf16_avx2(task: &Attending<'_, bf16>) {
+        attend_body::<bf16, Widened<true>, Widened<true>, true, WIDE_PANEL, PANEL, ROWS>(task);
+    }
+}
+
+/// `K` multiplies queries with panels of `PK` keys, `V` shares with panels of `PV` channels.
 #[inline(always)]
 #[expect(clippy::cast_precision_loss, reason = "a head has few channels")]
-fn attend_body<const FMA: bool>(inputs: &AttentionInputs<'_>, sizes: AttentionSizes, head: &PackedHead, part: &Part) {
+fn attend_body<E, K, V, const FMA: bool, const PK: usize, const PV: usize, const T: usize>(task: &Attending<'_, E>)
+where
+    E: Element,
+    K: Multiply<E, PK, T>,
+    V: Multiply<E, PV, T>,
+{
+    let (sizes, depth) = (task.sizes, E::DEPTH);
     let (width, block) = (sizes.width, sizes.block());
     let scale = 1.0 / (width as f32).sqrt();
-    let panels = width.div_ceil(PANEL);
+    let panels = width.div_ceil(PV);
+    let (of_key_panel, of_value_panel) = (width.next_multiple_of(depth) * PK, sizes.keys.next_multiple_of(depth) * PV);
     let origin =
-        (part.head / sizes.heads * sizes.queries + part.first) * sizes.channels() + part.head % sizes.heads * width;
+        (task.head / sizes.heads * sizes.queries + task.first) * sizes.channels() + task.head % sizes.heads * width;
     // Filled up to whole tiles; what is past the last query repeats it and is not written.
     let mut scores = vec![0.0_f32; QUERIES * block];
-    let mut sums = vec![0.0_f32; QUERIES * panels * PANEL];
+    let mut shares = vec![E::default(); QUERIES * block];
+    let mut sums = vec![[[0.0_f32; PV]; T]; QUERIES / T * panels];
     let mut states = [(LOWEST, 0.0_f32); QUERIES];
     for first_key in (0..sizes.keys).step_by(block) {
         let keys = block.min(sizes.keys - first_key);
-        for tile in (0..part.count).step_by(TILE) {
-            let vectors = std::array::from_fn(|slot| {
-                let query = (tile + slot).min(part.count - 1);
-                inputs.queries[origin + query * sizes.channels()..][..width].as_ptr()
-            });
-            for panel in 0..keys.div_ceil(PANEL) {
-                let packed = &head.keys[(first_key / PANEL + panel) * width * PANEL..][..width * PANEL];
-                let mut found = Accumulator::ZERO;
-                // SAFETY: each query has `width` channels, and so has the panel.
-                unsafe { found.add_products::<FMA>(&vectors, width, packed) };
-                for (slot, row) in found.0.iter().enumerate() {
-                    scores[(tile + slot) * block + panel * PANEL..][..PANEL].copy_from_slice(row);
+        for tile in (0..task.count).step_by(T) {
+            let mut vectors = [[std::ptr::null(); T]];
+            for (slot, vector) in vectors[0].iter_mut().enumerate() {
+                let query = (tile + slot).min(task.count - 1);
+                *vector = task.inputs.queries[origin + query * sizes.channels()..][..width].as_ptr();
+            }
+            for panel in 0..keys.div_ceil(PK) {
+                let packed = &task.packed.keys[(first_key / PK + panel) * of_key_panel..][..of_key_panel];
+                let mut found = [[0.0_f32; PK]; T];
+                // SAFETY: each query has `width` channels, and so has the panel; whoever chose `K` knows the processor.
+                unsafe { K::add(&mut found, &vectors, 0, width, packed.as_ptr()) };
+                for (slot, row) in found.iter().enumerate() {
+                    scores[(tile + slot) * block + panel * PK..][..PK].copy_from_slice(row);
                 }
             }
         }
-        for (query, state) in states.iter_mut().enumerate().take(part.count) {
+        for (query, state) in states.iter_mut().enumerate().take(task.count) {
             let row = &mut scores[query * block..][..keys];
-            let mask = inputs.mask.map(|mask| &mask[(part.first + query) * sizes.keys + first_key..][..keys]);
-            let kept = soften::<FMA>(row, scale, mask, state);
-            sums[query * panels * PANEL..][..panels * PANEL].iter_mut().for_each(|sum| *sum *= kept);
+            let mask = task.inputs.mask.map(|mask| &mask[(task.first + query) * sizes.keys + first_key..][..keys]);
+            let kept = soften::<E, FMA>(row, scale, mask, state, &mut shares[query * block..][..keys]);
+            if first_key > 0 {
+                for sums in &mut sums[query / T * panels..][..panels] {
+                    sums[query % T].iter_mut().for_each(|sum| *sum *= kept);
+                }
+            }
         }
-        for tile in (0..part.count).step_by(TILE) {
-            let vectors = std::array::from_fn(|slot| {
-                let query = (tile + slot).min(part.count - 1);
-                scores[query * block..][..keys].as_ptr()
-            });
+        for tile in (0..task.count).step_by(T) {
+            let mut vectors = [[std::ptr::null(); T]];
+            for (slot, vector) in vectors[0].iter_mut().enumerate() {
+                let query = (tile + slot).min(task.count - 1);
+                *vector = shares[query * block..][..keys].as_ptr();
+            }
             for panel in 0..panels {
-                let packed = &head.values[(panel * sizes.keys + first_key) * PANEL..][..keys * PANEL];
-                let place = |slot: usize| ((tile + slot) * panels + panel) * PANEL;
-                let mut found = Accumulator::ZERO;
-                for (slot, row) in found.0.iter_mut().enumerate() {
-                    row.copy_from_slice(&sums[place(slot)..][..PANEL]);
-                }
-                // SAFETY: each row of scores has `keys` numbers, and so has the panel.
-                unsafe { found.add_products::<FMA>(&vectors, keys, packed) };
-                for (slot, row) in found.0.iter().enumerate() {
-                    sums[place(slot)..][..PANEL].copy_from_slice(row);
-                }
+                let packed = &task.packed.values[panel * of_value_panel + first_key * PV..];
+                assert!(packed.len() >= keys.next_multiple_of(depth) * PV, "a panel has a block's keys");
+                // SAFETY: each row of shares has `keys` numbers, and so has the panel; whoever chose `V` knows the processor.
+                unsafe { V::add(&mut sums[tile / T * panels + panel], &vectors, 0, keys, packed.as_ptr()) };
             }
         }
     }
-    for (query, (_, total)) in states.iter().enumerate().take(part.count) {
-        let row = &sums[query * panels * PANEL..][..width];
-        let place = part.result.0.wrapping_add(origin + query * sizes.channels());
-        for (channel, sum) in row.iter().enumerate() {
-            // SAFETY: this task alone has this query of this head, inside the result.
-            unsafe { *place.add(channel) = sum / total };
+    for (query, (_, total)) in states.iter().enumerate().take(task.count) {
+        let place = origin + query * sizes.channels();
+        let share = 1.0 / total;
+        for (panel, sums) in sums[query / T * panels..][..panels].iter().enumerate() {
+            for (lane, sum) in sums[query % T].iter().enumerate().take(width - panel * PV) {
+                // SAFETY: this task alone has this query of this head, inside the result.
+                unsafe { task.result.at(place + panel * PV + lane).write(E::narrow(sum * share)) };
+            }
         }
     }
 }
@@ -196,7 +277,13 @@ fn attend_body<const FMA: bool>(inputs: &AttentionInputs<'_>, sizes: AttentionSi
 /// Turns a row of scores into shares relative to the largest score so far, and returns what earlier shares are to be
 /// multiplied with.
 #[inline(always)]
-fn soften<const FMA: bool>(row: &mut [f32], scale: f32, mask: Option<&[f32]>, state: &mut (f32, f32)) -> f32 {
+fn soften<E: Element, const FMA: bool>(
+    row: &mut [f32],
+    scale: f32,
+    mask: Option<&[f32]>,
+    state: &mut (f32, f32),
+    shares: &mut [E],
+) -> f32 {
     match mask {
         Some(mask) => row.iter_mut().zip(mask).for_each(|(x, mask)| *x = multiply_add::<FMA>(*x, scale, *mask)),
         None => row.iter_mut().for_each(|x| *x *= scale),
@@ -211,16 +298,18 @@ fn soften<const FMA: bool>(row: &mut [f32], scale: f32, mask: Option<&[f32]>, st
     }
     let newest = lanes.iter().chain(rest).copied().fold(largest, f32::max);
     let mut lanes = [0.0_f32; 16];
-    let (chunks, rest) = row.as_chunks_mut::<16>();
-    for chunk in chunks {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *x = math::exp::<FMA>(*x - newest);
-            *lane += *x;
+    let (chunks, rest) = row.as_chunks::<16>();
+    let (into, into_rest) = shares.as_chunks_mut::<16>();
+    for (chunk, into) in chunks.iter().zip(into) {
+        for lane in 0..16 {
+            // What is multiplied with values is what is summed, rounded or not: shares then add up to 1.
+            into[lane] = E::narrow(math::exp::<FMA>(chunk[lane] - newest));
+            lanes[lane] += into[lane].widen();
         }
     }
-    for (lane, x) in lanes.iter_mut().zip(rest) {
-        *x = math::exp::<FMA>(*x - newest);
-        *lane += *x;
+    for ((lane, x), into) in lanes.iter_mut().zip(rest).zip(into_rest) {
+        *into = E::narrow(math::exp::<FMA>(*x - newest));
+        *lane += into.widen();
     }
     let kept = math::exp::<FMA>(largest - newest);
     *state = (newest, multiply_add::<FMA>(total, kept, lanes.iter().sum()));

@@ -9,6 +9,8 @@ use std::sync::OnceLock;
 /// What this machine's processor can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isa {
+    /// As [`Avx512`](Self::Avx512), with products of pairs of bf16.
+    Avx512Bf16,
     /// 512-bit vectors with fused multiply and add.
     Avx512,
     /// 256-bit vectors with fused multiply and add.
@@ -23,16 +25,28 @@ impl Isa {
         static DETECTED: OnceLock<Isa> = OnceLock::new();
         *DETECTED.get_or_init(detect)
     }
+
+    /// Every set of this processor, the best first.
+    #[cfg(test)]
+    pub fn all() -> Vec<Self> {
+        let order = [Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::Portable];
+        order.into_iter().skip_while(|isa| *isa != Self::detected()).collect()
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
 fn detect() -> Isa {
-    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-        Isa::Avx512
-    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-        Isa::Avx2
-    } else {
-        Isa::Portable
+    if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
+        return Isa::Portable;
+    }
+    let wide = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl");
+    match (wide, is_x86_feature_detected!("avx512bf16")) {
+        (true, true) => Isa::Avx512Bf16,
+        (true, false) => Isa::Avx512,
+        (false, _) => Isa::Avx2,
     }
 }
 
@@ -51,29 +65,33 @@ pub fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// Defines `fn $name(isa, args)`, which runs `$body::<FMA>(args)` compiled for `isa`.
+/// Defines `fn $name(isa, args)`, which runs `$body::<FMA>(args)` compiled for `isa`; of a generic function, the number
+/// type comes before `FMA`.
 macro_rules! versions {
-    ($(#[$doc:meta])* $vis:vis fn $name:ident = $body:ident($($arg:ident: $type:ty),* $(,)?)) => {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident $(<$number:ident: $bound:path>)? =
+            $body:ident($($arg:ident: $type:ty),* $(,)?)) => {
         $(#[$doc])*
-        $vis fn $name(isa: $crate::nn::cpu::isa::Isa, $($arg: $type),*) {
+        $vis fn $name $(<$number: $bound>)? (isa: $crate::nn::cpu::isa::Isa, $($arg: $type),*) {
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx2,fma")]
-            fn avx512($($arg: $type),*) {
-                $body::<true>($($arg),*);
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+            fn avx512 $(<$number: $bound>)? ($($arg: $type),*) {
+                $body::<$($number,)? true>($($arg),*);
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            fn avx2($($arg: $type),*) {
-                $body::<true>($($arg),*);
+            fn avx2 $(<$number: $bound>)? ($($arg: $type),*) {
+                $body::<$($number,)? true>($($arg),*);
             }
             match isa {
-                // SAFETY: these sets are only ever chosen by `Isa::detected`, on processors that have them.
                 #[cfg(target_arch = "x86_64")]
-                $crate::nn::cpu::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                // SAFETY: these sets are only ever chosen by `Isa::detected`, on processors that have them.
+                $crate::nn::cpu::isa::Isa::Avx512Bf16 | $crate::nn::cpu::isa::Isa::Avx512 => unsafe {
+                    avx512($($arg),*);
+                },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
                 $crate::nn::cpu::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
-                _ => $body::<{ $crate::nn::cpu::isa::PORTABLE_FMA }>($($arg),*),
+                _ => $body::<$($number,)? { $crate::nn::cpu::isa::PORTABLE_FMA }>($($arg),*),
             }
         }
     };

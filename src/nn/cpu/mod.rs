@@ -1,16 +1,27 @@
-//! The arithmetic on the CPU: f32, channels last, on all threads of the global pool.
+//! The arithmetic on the CPU: f32 or bf16, channels last, on all threads of the global pool.
 //!
-//! Owns the kernels. It must not know tensors' shapes beyond slices and counts: the layers above choose it for f32 on the
-//! CPU, where it is several times as fast as the tensor library.
+//! Owns the kernels. It must not know tensors' shapes beyond slices and counts: the layers above choose it for f32 and
+//! bf16 on the CPU, where it is several times as fast as the tensor library.
 
 mod attention;
+mod copy;
+mod element;
 mod isa;
 mod math;
 mod norm;
+mod pack;
 mod peak;
 mod product;
+mod shared;
+#[cfg(test)]
+mod tests;
+mod tile;
 
 pub use attention::{AttentionInputs, AttentionSizes, attention};
+pub use copy::concat_rows;
+pub use element::Element;
+pub use isa::Isa;
 pub use norm::{Affine, Then, group_norm, layer_norm};
+pub use pack::{LayerSizes, PackedWeights};
 pub use peak::{PeakOf, multiply_peak};
-pub use product::{Finish, Gather, PackedWeights, Source, product};
+pub use product::{Finish, Gather, Source, product};

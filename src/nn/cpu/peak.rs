@@ -48,7 +48,7 @@ fn chains_of(of: PeakOf) -> (unsafe fn(u32), usize) {
     let _ = of;
     match Isa::detected() {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => (x86::avx512, CHAINS * 16 * 2),
+        Isa::Avx512Bf16 | Isa::Avx512 => (x86::avx512, CHAINS * 16 * 2),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => (x86::avx2, CHAINS * 8 * 2),
         _ => (f32_body::<PORTABLE_FMA, 4>, CHAINS * 4 * 2),

@@ -1,0 +1,117 @@
+//! The number types that kernels read and write. All arithmetic is in f32.
+
+use half::bf16;
+
+use super::{
+    attention::{self, Attending},
+    isa::Isa,
+    product::{self, Multiplying},
+};
+
+/// A number type of the kernels.
+pub trait Element: Copy + Default + Send + Sync + std::fmt::Debug + 'static {
+    /// Inputs that lie side by side in packed weights.
+    const DEPTH: usize;
+
+    /// The number in f32, exactly.
+    fn widen(self) -> f32;
+
+    /// The nearest number, to even where two are as near.
+    fn narrow(value: f32) -> Self;
+
+    /// Outputs side by side in a panel of packed weights.
+    fn panel(isa: Isa) -> usize;
+
+    /// The part of a product that one task makes.
+    fn multiply(isa: Isa, task: &Multiplying<'_, Self>);
+
+    /// The part of an attention that one task makes.
+    fn attend(isa: Isa, task: &Attending<'_, Self>);
+
+    /// Outputs side by side in a panel of an attention's keys and of its values.
+    fn attention_panels(isa: Isa) -> (usize, usize);
+}
+
+impl Element for f32 {
+    const DEPTH: usize = 1;
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        value
+    }
+
+    fn panel(isa: Isa) -> usize {
+        match isa {
+            Isa::Avx512Bf16 | Isa::Avx512 => product::WIDE_PANEL,
+            Isa::Avx2 | Isa::Portable => product::PANEL,
+        }
+    }
+
+    fn multiply(isa: Isa, task: &Multiplying<'_, Self>) {
+        product::multiply_f32(isa, task);
+    }
+
+    fn attend(isa: Isa, task: &Attending<'_, Self>) {
+        attention::attend_f32(isa, task);
+    }
+
+    fn attention_panels(_isa: Isa) -> (usize, usize) {
+        (product::PANEL, product::PANEL)
+    }
+}
+
+impl Element for bf16 {
+    const DEPTH: usize = 2;
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    /// In a form without branches, which vectorises.
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        let bits = value.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+        // What is no number stays none, whatever its bits are.
+        let kept = if bits & 0x7fff_ffff > 0x7f80_0000 { bits >> 16 | 0x40 } else { rounded };
+        #[expect(clippy::cast_possible_truncation, reason = "the upper half was moved down")]
+        Self::from_bits(kept as u16)
+    }
+
+    fn panel(_isa: Isa) -> usize {
+        product::WIDE_PANEL
+    }
+
+    fn multiply(isa: Isa, task: &Multiplying<'_, Self>) {
+        product::multiply_bf16(isa, task);
+    }
+
+    fn attend(isa: Isa, task: &Attending<'_, Self>) {
+        attention::attend_bf16(isa, task);
+    }
+
+    fn attention_panels(_isa: Isa) -> (usize, usize) {
+        (product::WIDE_PANEL, product::PANEL)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bf16_is_rounded_as_the_library_rounds() {
+        for bits in (0..=u32::MAX).step_by(4093).chain([0x7f80_0000, 0xff80_0000, 0x7f80_0001, 0x3f80_8000, 0x3f81_8000]) {
+            let value = f32::from_bits(bits);
+            let (found, wanted) = (<bf16 as Element>::narrow(value), bf16::from_f32(value));
+            assert!(found.to_bits() == wanted.to_bits() || value.is_nan() && found.is_nan(), "{bits:x}");
+            assert!(found.widen().to_bits() == wanted.to_f32().to_bits() || value.is_nan(), "{bits:x}");
+        }
+    }
+}

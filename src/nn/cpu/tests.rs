@@ -1,0 +1,355 @@
+//! Every kernel on random shapes, with every instruction set of this machine, against the same in f64.
+
+use half::bf16;
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+use super::{
+    AttentionInputs, AttentionSizes, Element, Finish, Gather, Isa, LayerSizes, PackedWeights, Source, Then,
+    attention::attention_with,
+    concat_rows,
+    norm::{Affine, group_norm, layer_norm},
+    product::product_with,
+};
+use crate::nn::Activation;
+
+/// What a kernel may differ by from f64, relative to the largest number of its result.
+trait Tolerance {
+    const TOLERANCE: f64;
+}
+
+impl Tolerance for f32 {
+    const TOLERANCE: f64 = 1e-5;
+}
+
+impl Tolerance for bf16 {
+    const TOLERANCE: f64 = 4e-3;
+}
+
+/// Random numbers about 0, as the type has them.
+fn numbers<E: Element>(random: &mut SmallRng, count: usize) -> Vec<E> {
+    (0..count).map(|_| E::narrow(random.random_range(-1.0..1.0))).collect()
+}
+
+fn wide<E: Element>(x: E) -> f64 {
+    f64::from(x.widen())
+}
+
+fn check<E: Element + Tolerance>(what: &str, found: &[E], wanted: &[f64]) {
+    assert_eq!(found.len(), wanted.len(), "{what}");
+    let largest = wanted.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
+    for (index, (found, wanted)) in found.iter().zip(wanted).enumerate() {
+        let error = (wide(*found) - wanted).abs() / largest;
+        assert!(error <= E::TOLERANCE, "{what}: number {index} is {found:?}, not {wanted}: {error:e}");
+    }
+}
+
+fn activated(activation: Option<Activation>, x: f64) -> f64 {
+    match activation {
+        None => x,
+        Some(Activation::Silu) => x / (1.0 + (-x).exp()),
+        Some(Activation::QuickGelu) => x / (1.0 + (-1.702 * x).exp()),
+        Some(Activation::Gelu) => x * normal(x),
+    }
+}
+
+/// The normal distribution's function, by its series (Marsaglia 2004).
+fn normal(x: f64) -> f64 {
+    let (mut sum, mut term, mut n) = (x, x, 1.0);
+    while sum + term != sum {
+        n += 2.0;
+        term *= x * x / n;
+        sum += term;
+    }
+    0.5 + sum * (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt()
+}
+
+/// A layer with random weights, and what it follows its product with.
+struct Layer<E> {
+    sizes: LayerSizes,
+    weights: Vec<E>,
+    bias: Vec<f32>,
+    activation: Option<Activation>,
+    per_image: Option<(Vec<E>, usize)>,
+    residual: Option<Vec<E>>,
+}
+
+impl<E: Element + Tolerance> Layer<E> {
+    fn random(random: &mut SmallRng, sizes: LayerSizes, rows: usize, rows_of_image: usize) -> Self {
+        let kinds = [None, Some(Activation::Silu), Some(Activation::Gelu), Some(Activation::QuickGelu)];
+        let activation = kinds[random.random_range(0..kinds.len())];
+        let weights = numbers(random, sizes.outputs * sizes.inputs * sizes.taps);
+        let bias = numbers(random, sizes.outputs);
+        let per_image =
+            random.random_bool(0.5).then(|| (numbers(random, rows / rows_of_image * sizes.outputs), rows_of_image));
+        let residual = random.random_bool(0.5).then(|| numbers(random, rows * sizes.outputs));
+        Self { sizes, weights, bias, activation, per_image, residual }
+    }
+
+    fn packed(&self, isa: Isa) -> PackedWeights<E> {
+        PackedWeights::for_isa(isa, self.sizes, &self.bias, |start, into| {
+            into.iter_mut().zip(&self.weights[start..]).for_each(|(into, weight)| *into = weight.widen());
+        })
+    }
+
+    fn finish(&self) -> Finish<'_, E> {
+        Finish {
+            per_image: self.per_image.as_ref().map(|(added, rows)| (added.as_slice(), *rows)),
+            activation: self.activation,
+            residual: self.residual.as_deref(),
+            gated: false,
+        }
+    }
+
+    /// The product alone, with its bias: `input` gives a row's numbers.
+    fn sums(&self, rows: usize, input: impl Fn(usize, usize, usize) -> f64) -> Vec<f64> {
+        let LayerSizes { outputs, inputs, taps } = self.sizes;
+        let sum = |row: usize, output: usize| {
+            let product = |input_number: usize, tap: usize| {
+                wide(self.weights[(output * inputs + input_number) * taps + tap]) * input(row, tap, input_number)
+            };
+            let all = (0..inputs).flat_map(|input| (0..taps).map(move |tap| (input, tap)));
+            f64::from(self.bias[output]) + all.map(|(input, tap)| product(input, tap)).sum::<f64>()
+        };
+        (0..rows * outputs).map(|index| sum(index / outputs, index % outputs)).collect()
+    }
+
+    fn wanted(&self, sums: &[f64]) -> Vec<f64> {
+        let outputs = self.sizes.outputs;
+        let finished = sums.iter().enumerate().map(|(index, sum)| {
+            let (row, output) = (index / outputs, index % outputs);
+            let added = self.per_image.as_ref().map_or(0.0, |(added, rows)| wide(added[row / rows * outputs + output]));
+            let residual = self.residual.as_ref().map_or(0.0, |residual| wide(residual[index]));
+            activated(self.activation, sum + added) + residual
+        });
+        finished.collect()
+    }
+}
+
+fn linear_layers<E: Element + Tolerance>() {
+    let mut random = SmallRng::seed_from_u64(1);
+    for isa in Isa::all() {
+        for _ in 0..12 {
+            let rows = random.random_range(1..260);
+            let sizes = LayerSizes { outputs: random.random_range(1..150), inputs: random.random_range(1..200), taps: 1 };
+            let x: Vec<E> = numbers(&mut random, rows * sizes.inputs);
+            let layer = Layer::<E>::random(&mut random, sizes, rows, rows);
+            let sums = layer.sums(rows, |row, _, input| wide(x[row * sizes.inputs + input]));
+            let found = product_with(isa, Source::Rows(&x), &layer.packed(isa), rows, &layer.finish());
+            check(&format!("{isa:?}, {rows} rows, {sizes:?}"), &found, &layer.wanted(&sums));
+        }
+    }
+}
+
+#[test]
+fn linear_layers_are_those_of_f64() {
+    linear_layers::<f32>();
+    linear_layers::<bf16>();
+}
+
+fn long_sums<E: Element + Tolerance>() {
+    let mut random = SmallRng::seed_from_u64(2);
+    // More inputs than a block, and an odd count of them.
+    let (rows, sizes) = (7, LayerSizes { outputs: 33, inputs: 5431, taps: 1 });
+    let x: Vec<E> = numbers(&mut random, rows * sizes.inputs);
+    for isa in Isa::all() {
+        let layer = Layer::<E>::random(&mut random, sizes, rows, rows);
+        let sums = layer.sums(rows, |row, _, input| wide(x[row * sizes.inputs + input]));
+        let found = product_with(isa, Source::Rows(&x), &layer.packed(isa), rows, &layer.finish());
+        check(&format!("{isa:?}"), &found, &layer.wanted(&sums));
+    }
+}
+
+#[test]
+fn sums_of_several_blocks_are_those_of_f64() {
+    long_sums::<f32>();
+    long_sums::<bf16>();
+}
+
+fn gated_layers<E: Element + Tolerance>() {
+    let mut random = SmallRng::seed_from_u64(3);
+    for isa in Isa::all() {
+        for (rows, inputs, outputs) in [(1, 20, 64), (50, 33, 128), (200, 64, 192)] {
+            let sizes = LayerSizes { outputs, inputs, taps: 1 };
+            let x: Vec<E> = numbers(&mut random, rows * inputs);
+            let layer = Layer::<E>::random(&mut random, sizes, rows, rows);
+            let packed = layer.packed(isa);
+            assert!(packed.can_gate());
+            let sums = layer.sums(rows, |row, _, input| wide(x[row * inputs + input]));
+            let half = outputs / 2;
+            let gate = |index: usize| {
+                let (row, output) = (index / half, index % half);
+                sums[row * outputs + output] * activated(Some(Activation::Gelu), sums[row * outputs + half + output])
+            };
+            let wanted: Vec<f64> = (0..rows * half).map(gate).collect();
+            let finish = Finish { gated: true, ..Finish::default() };
+            check(&format!("{isa:?}, {sizes:?}"), &product_with(isa, Source::Rows(&x), &packed, rows, &finish), &wanted);
+        }
+    }
+}
+
+#[test]
+fn gates_are_those_of_f64() {
+    gated_layers::<f32>();
+    gated_layers::<bf16>();
+}
+
+fn convolutions<E: Element + Tolerance>() {
+    let mut random = SmallRng::seed_from_u64(4);
+    for isa in Isa::all() {
+        for _ in 0..15 {
+            let (images, channels) = (random.random_range(1..3), random.random_range(1..50));
+            let size = (random.random_range(1..12), random.random_range(1..12));
+            let kernel = if random.random_bool(0.7) { 3 } else { 1 };
+            let (stride, padding) = match (kernel, random.random_range(0..3)) {
+                (3, 0) => (2, (1, 1)),
+                (3, 1) if size.0 > 1 && size.1 > 1 => (2, (0, 1)),
+                _ => (1, (kernel / 2, kernel / 2)),
+            };
+            // As large, twice as large, or one less than that.
+            let scaled = match random.random_range(0..3) {
+                1 => (2 * size.0, 2 * size.1),
+                2 if padding.0 > 0 => (2 * size.0 - 1, 2 * size.1),
+                _ => size,
+            };
+            let data: Vec<E> = numbers(&mut random, images * size.0 * size.1 * channels);
+            let gather = Gather { data: &data, channels, size, scaled, kernel, stride, padding };
+            let (height, width) = gather.output_size();
+            let rows = images * height * width;
+            let sizes = LayerSizes { outputs: random.random_range(1..70), inputs: channels, taps: kernel * kernel };
+            let layer = Layer::<E>::random(&mut random, sizes, rows, height * width);
+            let sums = layer.sums(rows, |row, tap, channel| {
+                let (image, pixel) = (row / (height * width), row % (height * width));
+                let place = |at: usize, tap: usize, from: usize, to: usize| {
+                    (at * stride + tap).checked_sub(padding.0).filter(|at| *at < to).map(|at| at * from / to)
+                };
+                let y = place(pixel / width, tap / kernel, size.0, scaled.0);
+                let x = place(pixel % width, tap % kernel, size.1, scaled.1);
+                y.zip(x).map_or(0.0, |(y, x)| wide(data[((image * size.0 + y) * size.1 + x) * channels + channel]))
+            });
+            let found = product_with(isa, Source::Map(&gather), &layer.packed(isa), rows, &layer.finish());
+            let what = format!("{isa:?}, {images} of {size:?} as {scaled:?}, {sizes:?}, {stride}, {padding:?}");
+            check(&what, &found, &layer.wanted(&sums));
+        }
+    }
+}
+
+#[test]
+fn convolutions_are_those_of_f64() {
+    convolutions::<f32>();
+    convolutions::<bf16>();
+}
+
+fn attentions<E: Element + Tolerance>() {
+    let mut random = SmallRng::seed_from_u64(5);
+    for isa in Isa::all() {
+        for round in 0..7 {
+            let sizes = AttentionSizes {
+                batch: random.random_range(1..3),
+                queries: random.random_range(1..100),
+                // At times more than a block.
+                keys: if round == 0 { 1500 } else { random.random_range(1..150) },
+                heads: random.random_range(1..4),
+                width: random.random_range(1..90),
+            };
+            let AttentionSizes { batch, queries, keys, heads, width } = sizes;
+            let channels = heads * width;
+            let q: Vec<E> = numbers(&mut random, batch * queries * channels);
+            let k: Vec<E> = numbers(&mut random, batch * keys * channels);
+            // Away from zero: a mean of many numbers about zero is mostly what they are rounded by.
+            let v = numbers::<f32>(&mut random, batch * keys * channels);
+            let v: Vec<E> = v.into_iter().map(|x| E::narrow(x + 0.5)).collect();
+            let mask: Option<Vec<f32>> = random.random_bool(0.3).then(|| {
+                let masked = |index: usize| if index % keys > index / keys { f32::NEG_INFINITY } else { 0.0 };
+                (0..queries * keys).map(masked).collect()
+            });
+            let mut wanted = Vec::new();
+            for row in 0..batch * queries {
+                for head in 0..heads {
+                    let q = &q[row * channels + head * width..][..width];
+                    let token = |of: &[E], key: usize| {
+                        let at = (row / queries * keys + key) * channels + head * width;
+                        of[at..at + width].iter().map(|x| wide(*x)).collect::<Vec<f64>>()
+                    };
+                    let score = |key: usize| {
+                        let dot = q.iter().zip(token(&k, key)).map(|(a, b)| wide(*a) * b).sum::<f64>();
+                        let masked = mask.as_ref().map_or(0.0, |mask| f64::from(mask[row % queries * keys + key]));
+                        (dot / (width as f64).sqrt() + masked).exp()
+                    };
+                    let scores: Vec<f64> = (0..keys).map(score).collect();
+                    let total: f64 = scores.iter().sum();
+                    let mut sums = vec![0.0; width];
+                    for (key, score) in scores.iter().enumerate() {
+                        sums.iter_mut().zip(token(&v, key)).for_each(|(sum, v)| *sum += v * score / total);
+                    }
+                    wanted.extend(sums);
+                }
+            }
+            let inputs = AttentionInputs { queries: &q, keys: &k, values: &v, mask: mask.as_deref() };
+            check(&format!("{isa:?}, {sizes:?}"), &attention_with(isa, inputs, sizes), &wanted);
+        }
+    }
+}
+
+#[test]
+fn attentions_are_those_of_f64() {
+    attentions::<f32>();
+    attentions::<bf16>();
+}
+
+fn norms<E: Element + Tolerance>() {
+    let mut random = SmallRng::seed_from_u64(6);
+    for _ in 0..15 {
+        let (images, pixels) = (random.random_range(1..3), random.random_range(1..300));
+        let (groups, width) = (random.random_range(1..9), random.random_range(1..40));
+        let channels = groups * width;
+        let x: Vec<E> = numbers(&mut random, images * pixels * channels);
+        let (weight, bias) = (numbers::<f32>(&mut random, channels), numbers::<f32>(&mut random, channels));
+        let affine = Affine { weight: &weight, bias: &bias, epsilon: 1e-5 };
+        let normal = |members: &[f64], x: f64| {
+            let mean = members.iter().sum::<f64>() / members.len() as f64;
+            let variance = members.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / members.len() as f64;
+            (x - mean) / (variance + 1e-5).sqrt()
+        };
+        let scaled = |channel: usize, x: f64| x * f64::from(weight[channel]) + f64::from(bias[channel]);
+        let mut wanted = vec![0.0; x.len()];
+        for image in 0..images {
+            for group in 0..groups {
+                let places = (0..pixels).flat_map(|pixel| {
+                    (0..width).map(move |channel| (image * pixels + pixel) * channels + group * width + channel)
+                });
+                let places: Vec<usize> = places.collect();
+                let members: Vec<f64> = places.iter().map(|place| wide(x[*place])).collect();
+                for place in places {
+                    wanted[place] = scaled(place % channels, normal(&members, wide(x[place])));
+                }
+            }
+        }
+        let what = format!("{images} of {pixels}, {groups} groups of {width}");
+        check(&what, &group_norm(&x, images, groups, affine, Then::Nothing), &wanted);
+        let silu: Vec<f64> = wanted.iter().map(|x| activated(Some(Activation::Silu), *x)).collect();
+        check(&what, &group_norm(&x, images, groups, affine, Then::Silu), &silu);
+
+        let rows = x.chunks_exact(channels).flat_map(|row| {
+            let members: Vec<f64> = row.iter().map(|x| wide(*x)).collect();
+            let normals: Vec<f64> = members.iter().map(|x| normal(&members, *x)).collect();
+            normals.into_iter().enumerate().map(|(channel, x)| scaled(channel, x)).collect::<Vec<f64>>()
+        });
+        check(&what, &layer_norm(&x, affine), &rows.collect::<Vec<f64>>());
+    }
+}
+
+#[test]
+fn norms_are_those_of_f64() {
+    norms::<f32>();
+    norms::<bf16>();
+}
+
+#[test]
+fn rows_are_joined_in_order() {
+    let first: Vec<f32> = (0..600 * 3).map(|x| x as f32).collect();
+    let second: Vec<f32> = (0..600 * 2).map(|x| -(x as f32)).collect();
+    let joined = concat_rows(&first, &second, (3, 2));
+    for (row, joined) in joined.chunks_exact(5).enumerate() {
+        assert_eq!((&joined[..3], &joined[3..]), (&first[row * 3..][..3], &second[row * 2..][..2]));
+    }
+}

@@ -1,0 +1,180 @@
+//! The innermost loops: a tile of sums that stays in registers while its inputs and weights go by.
+//!
+//! Weights come in panels of `P` outputs, `[tap][group of inputs][P][inputs of a group]`, in the order in which they are
+//! read. A row is a token or a pixel; for each tap it has a vector of inputs somewhere.
+
+use half::bf16;
+
+use super::{element::Element, isa::multiply_add};
+
+/// `T` rows of sums for one panel of `P` outputs.
+pub type Sums<const P: usize, const T: usize> = [[f32; P]; T];
+
+/// A way to multiply and add for a tile.
+pub trait Multiply<E: Element, const P: usize, const T: usize> {
+    /// Adds to `sums`, for each tap, the products of each row's vector, from its number `skip` on, with the panel.
+    ///
+    /// # Safety
+    ///
+    /// Each of `vectors` is to `skip + inputs` numbers or more; `panel` is to as many groups of inputs for each tap, filled
+    /// up with zeros to whole groups. The processor has the instructions of the implementation.
+    unsafe fn add(sums: &mut Sums<P, T>, vectors: &[[*const E; T]], skip: usize, inputs: usize, panel: *const E);
+}
+
+/// f32 by f32, as the compiler vectorises it for its caller's instruction set.
+pub struct Fused<const FMA: bool>;
+
+impl<const FMA: bool, const P: usize, const T: usize> Multiply<f32, P, T> for Fused<FMA> {
+    #[inline(always)]
+    unsafe fn add(sums: &mut Sums<P, T>, vectors: &[[*const f32; T]], skip: usize, inputs: usize, panel: *const f32) {
+        let mut kept = *sums;
+        let mut weights = panel;
+        for vectors in vectors {
+            let rows: [*const f32; T] = std::array::from_fn(|row| vectors[row].wrapping_add(skip));
+            for input in 0..inputs {
+                // SAFETY: the panel has this row, by the caller's promise.
+                let lanes: [f32; P] = unsafe { weights.cast::<[f32; P]>().read_unaligned() };
+                weights = weights.wrapping_add(P);
+                for row in 0..T {
+                    // SAFETY: the vector has this input, by the caller's promise.
+                    let value = unsafe { *rows[row].add(input) };
+                    for lane in 0..P {
+                        kept[row][lane] = multiply_add::<FMA>(value, lanes[lane], kept[row][lane]);
+                    }
+                }
+            }
+        }
+        *sums = kept;
+    }
+}
+
+/// bf16 by bf16 without an instruction for it: both are widened to f32. The second of a pair is added first, as
+/// `vdpbf16ps` does.
+pub struct Widened<const FMA: bool>;
+
+/// Lanes that [`Widened`] goes through together, so that their sums and weights fit 16 registers.
+const LANES: usize = 16;
+
+impl<const FMA: bool, const P: usize, const T: usize> Multiply<bf16, P, T> for Widened<FMA> {
+    #[inline(always)]
+    unsafe fn add(sums: &mut Sums<P, T>, vectors: &[[*const bf16; T]], skip: usize, inputs: usize, panel: *const bf16) {
+        const { assert!(P.is_multiple_of(LANES), "a panel is whole vectors") };
+        let pairs = inputs / 2;
+        for first in (0..P).step_by(LANES) {
+            let mut kept: [[f32; LANES]; T] = std::array::from_fn(|row| std::array::from_fn(|lane| sums[row][first + lane]));
+            let mut weights = panel.cast::<u32>().wrapping_add(first);
+            for vectors in vectors {
+                let rows: [*const u16; T] = std::array::from_fn(|row| vectors[row].wrapping_add(skip).cast::<u16>());
+                for pair in 0..pairs {
+                    // SAFETY: the vectors have this pair and the panel its weights, by the caller's promise.
+                    let words = std::array::from_fn(|row| unsafe { rows[row].cast::<u32>().add(pair).read_unaligned() });
+                    // SAFETY: as above.
+                    unsafe { add_pair::<FMA, T>(&mut kept, &words, weights) };
+                    weights = weights.wrapping_add(P);
+                }
+                if inputs % 2 == 1 {
+                    // SAFETY: as above; the last input has no second, whose weight is zero.
+                    let words = std::array::from_fn(|row| u32::from(unsafe { *rows[row].add(inputs - 1) }));
+                    // SAFETY: as above.
+                    unsafe { add_pair::<FMA, T>(&mut kept, &words, weights) };
+                    weights = weights.wrapping_add(P);
+                }
+            }
+            for (row, kept) in sums.iter_mut().zip(&kept) {
+                row[first..first + LANES].copy_from_slice(kept);
+            }
+        }
+    }
+}
+
+/// # Safety
+///
+/// `weights` is to [`LANES`] pairs.
+#[inline(always)]
+unsafe fn add_pair<const FMA: bool, const T: usize>(
+    kept: &mut [[f32; LANES]; T],
+    words: &[u32; T],
+    weights: *const u32,
+) {
+    // SAFETY: the caller's promise.
+    let pairs: [u32; LANES] = unsafe { weights.cast::<[u32; LANES]>().read_unaligned() };
+    for second in [true, false] {
+        let widen = |pair: u32| f32::from_bits(if second { pair & 0xffff_0000 } else { pair << 16 });
+        let mut lanes = [0.0; LANES];
+        for lane in 0..LANES {
+            lanes[lane] = widen(pairs[lane]);
+        }
+        for row in 0..T {
+            let value = widen(words[row]);
+            for lane in 0..LANES {
+                kept[row][lane] = multiply_add::<FMA>(value, lanes[lane], kept[row][lane]);
+            }
+        }
+    }
+}
+
+/// bf16 by bf16 with `vdpbf16ps`, in `V` vectors of 16 lanes.
+#[cfg(target_arch = "x86_64")]
+pub struct Dot<const V: usize>;
+
+#[cfg(target_arch = "x86_64")]
+impl<const V: usize, const P: usize, const T: usize> Multiply<bf16, P, T> for Dot<V> {
+    #[inline(always)]
+    unsafe fn add(sums: &mut Sums<P, T>, vectors: &[[*const bf16; T]], skip: usize, inputs: usize, panel: *const bf16) {
+        use std::arch::x86_64::{
+            __m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32,
+            _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_ps,
+        };
+        const { assert!(P == V * 16, "a panel is whole vectors") };
+        #[inline(always)]
+        unsafe fn halves(pairs: __m512i) -> __m512bh {
+            // SAFETY: both are 512 bits that mean the same.
+            unsafe { std::mem::transmute::<__m512i, __m512bh>(pairs) }
+        }
+        // SAFETY: the processor has the instructions, a sum's row is `V` vectors, the vectors have each pair that is read and
+        // the panel its weights, all by the caller's promise; the last of an odd count of inputs has no second, whose weight
+        // is zero.
+        unsafe {
+            // Loops, not closures: a closure would not have the caller's instructions.
+            let mut kept: [[__m512; V]; T] = [[_mm512_setzero_ps(); V]; T];
+            for row in 0..T {
+                for part in 0..V {
+                    kept[row][part] = _mm512_loadu_ps(sums[row].as_ptr().add(part * 16));
+                }
+            }
+            let mut weights = panel;
+            for vectors in vectors {
+                let rows: [*const bf16; T] = std::array::from_fn(|row| vectors[row].wrapping_add(skip));
+                for pair in 0..inputs / 2 {
+                    let mut lanes: [__m512bh; V] = [halves(_mm512_setzero_si512()); V];
+                    for part in 0..V {
+                        lanes[part] = halves(_mm512_loadu_si512(weights.add(part * 32).cast()));
+                    }
+                    weights = weights.add(2 * P);
+                    for row in 0..T {
+                        let value = halves(_mm512_set1_epi32(rows[row].add(2 * pair).cast::<i32>().read_unaligned()));
+                        for part in 0..V {
+                            kept[row][part] = _mm512_dpbf16_ps(kept[row][part], value, lanes[part]);
+                        }
+                    }
+                }
+                if inputs % 2 == 1 {
+                    for row in 0..T {
+                        let last = i32::from((*rows[row].add(inputs - 1)).to_bits());
+                        let value = halves(_mm512_set1_epi32(last));
+                        for part in 0..V {
+                            let lanes = halves(_mm512_loadu_si512(weights.add(part * 32).cast()));
+                            kept[row][part] = _mm512_dpbf16_ps(kept[row][part], value, lanes);
+                        }
+                    }
+                    weights = weights.add(2 * P);
+                }
+            }
+            for (row, kept) in sums.iter_mut().zip(&kept) {
+                for (part, kept) in kept.iter().enumerate() {
+                    _mm512_storeu_ps(row.as_mut_ptr().add(part * 16), *kept);
+                }
+            }
+        }
+    }
+}
