@@ -18,7 +18,7 @@ fn each_stage_is_measured_once() {
     let stdout = String::from_utf8(output.stdout).unwrap();
     let lines: Vec<Value> = stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let stages: Vec<&str> = lines.iter().map(|line| line["stage"].as_str().unwrap()).collect();
-    assert_eq!(stages, ["load", "peak", "text_pair", "unet_pair", "vae_decode", "image"]);
+    assert_eq!(stages, ["load", "peak", "text_pair", "unet_pair", "vae_decode", "vae_encode", "image"]);
     for line in &lines {
         assert!(line["seconds"].as_f64().unwrap() > 0.0, "{line}");
         assert_eq!((&line["dtype"], &line["size"], &line["threads"]), (&"f32".into(), &64.into(), &1.into()));
