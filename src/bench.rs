@@ -23,13 +23,17 @@ use crate::{
 const IMAGE_STEPS: usize = 20;
 const PROMPT: &str = "a red fox in the snow";
 /// The networks' stages, by their names on a line.
-const STAGES: [(&str, Stage); 3] =
-    [("text_pair", Stage::TextPair), ("unet_pair", Stage::UnetPair), ("vae_decode", Stage::VaeDecode)];
+const STAGES: [(&str, Stage); 4] = [
+    ("text_pair", Stage::TextPair),
+    ("unet_pair", Stage::UnetPair),
+    ("vae_decode", Stage::VaeDecode),
+    ("vae_encode", Stage::VaeEncode),
+];
 
 /// One line: a stage and how fast it was.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Measurement {
-    /// `load`, `peak`, `text_pair`, `unet_pair`, `vae_decode` or `image`.
+    /// `load`, `peak`, `text_pair`, `unet_pair`, `vae_decode`, `vae_encode` or `image`.
     pub stage: &'static str,
     /// The median of its runs.
     pub seconds: f64,

@@ -53,6 +53,7 @@ share of `peak`, which is the most that the processor did when it did nothing el
   text_pair   the text encoders, on two prompts
   unet_pair   the denoiser, on a guidance pair
   vae_decode  the decoder, on one picture
+  vae_encode  the encoder, on one picture
   image       a request to a PNG's bytes: 20 steps of the checkpoint's own sampler, guided
 With --json a line is an object: stage, seconds, gflops, peak_share, dtype, size, threads. The most memory that was \
 held goes to stderr.";

@@ -18,7 +18,12 @@ const BAD_CONFIGURATION: u8 = 64;
 
 fn main() -> anyhow::Result<ExitCode> {
     let command = Cli::parse().into_command();
-    if let Err(error) = threads::start(command.model().threads()) {
+    let threads = command.model().threads();
+    let started = match command {
+        Command::Serve(_) => threads::start_beside_answers(threads),
+        Command::Generate(_) | Command::Bench(_) => threads::start(threads),
+    };
+    if let Err(error) = started {
         return Ok(ExitCode::from(failed(BAD_CONFIGURATION, &error)));
     }
     let runtime = tokio::runtime::Runtime::new()?;

@@ -22,12 +22,42 @@ pub fn default_threads() -> usize {
 ///
 /// [`Error::Device`] when the system does not give as many threads, or the pool runs already.
 pub fn start(threads: usize) -> Result<()> {
+    build(threads, || {})
+}
+
+/// As [`start`], where other threads of this process have requests to answer while these draw: a core that draws is then
+/// theirs as soon as they need it.
+///
+/// # Errors
+///
+/// As [`start`].
+pub fn start_beside_answers(threads: usize) -> Result<()> {
+    build(threads, yield_to_answers)
+}
+
+fn build(threads: usize, at_start: impl Fn() + Send + Sync + 'static) -> Result<()> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|number| format!("draw-{number}"));
-    pool.build_global().map_err(|error| Error::Device {
+    pool.start_handler(move |_| at_start()).build_global().map_err(|error| Error::Device {
         device: "cpu".to_owned(),
         message: format!("cannot start {threads} drawing threads: {error}"),
     })
 }
+
+/// How much less than others a drawing thread presses for a core, on the scale of nice(1).
+#[cfg(target_os = "linux")]
+const NICENESS: i32 = 5;
+
+/// Lowers the priority of the calling thread alone. With equal ones, and as many drawing threads as cores, an answer waits
+/// until a drawing thread's time slice is over, which takes milliseconds.
+#[cfg(target_os = "linux")]
+fn yield_to_answers() {
+    // Where that is not allowed, drawing goes on as it is.
+    let _ = rustix::process::setpriority_process(None, NICENESS);
+}
+
+/// Elsewhere the priority would be the whole process's.
+#[cfg(not(target_os = "linux"))]
+fn yield_to_answers() {}
 
 #[cfg(test)]
 mod tests {

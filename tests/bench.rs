@@ -4,6 +4,14 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+/// What torch's `FlopCounterMode` counts in the same networks of the bundled model at 64 by 64 pixels.
+const OPERATIONS: [(&str, f64); 4] = [
+    ("text_pair", 130_056_192.0),
+    ("unet_pair", 451_575_808.0),
+    ("vae_decode", 677_912_576.0),
+    ("vae_encode", 221_413_376.0),
+];
+
 fn bench(args: &[&str]) -> std::process::Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_darkroom"));
     command.stdin(Stdio::null()).arg("bench").args(args).output().unwrap()
@@ -18,7 +26,7 @@ fn each_stage_is_measured_once() {
     let stdout = String::from_utf8(output.stdout).unwrap();
     let lines: Vec<Value> = stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let stages: Vec<&str> = lines.iter().map(|line| line["stage"].as_str().unwrap()).collect();
-    assert_eq!(stages, ["load", "peak", "text_pair", "unet_pair", "vae_decode", "image"]);
+    assert_eq!(stages, ["load", "peak", "text_pair", "unet_pair", "vae_decode", "vae_encode", "image"]);
     for line in &lines {
         assert!(line["seconds"].as_f64().unwrap() > 0.0, "{line}");
         assert_eq!((&line["dtype"], &line["size"], &line["threads"]), (&"f32".into(), &64.into(), &1.into()));
@@ -27,6 +35,11 @@ fn each_stage_is_measured_once() {
         } else {
             assert!(line["gflops"].as_f64().unwrap() > 0.0 && line["peak_share"].as_f64().unwrap() > 0.0, "{line}");
         }
+    }
+    for (stage, operations) in OPERATIONS {
+        let line = lines.iter().find(|line| line["stage"] == stage).unwrap();
+        let counted = line["gflops"].as_f64().unwrap() * 1e9 * line["seconds"].as_f64().unwrap();
+        assert!((counted / operations - 1.0).abs() < 1e-6, "{line}");
     }
 }
 

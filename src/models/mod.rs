@@ -14,6 +14,8 @@ mod tokenizer;
 mod unet;
 mod unet_config;
 mod vae;
+mod vae_config;
+mod vae_encoder;
 
 pub use bundled::NAME as BUNDLED_MODEL_NAME;
 pub use checkpoint::Checkpoint;
@@ -25,4 +27,6 @@ pub use spec::{Family, ModelSpec, TextEncoderSpec};
 pub use tokenizer::{PromptTokenizer, Tokens};
 pub use unet::{Added, Conditioning, Unet};
 pub use unet_config::{PerBlock, UnetConfig};
-pub use vae::{VaeConfig, VaeDecoder};
+pub use vae::VaeDecoder;
+pub use vae_config::VaeConfig;
+pub use vae_encoder::{LatentDistribution, VaeEncoder};

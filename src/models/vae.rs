@@ -1,123 +1,16 @@
-//! The autoencoder of latent diffusion (Rombach et al. 2022): its decoder, from latents to pixels.
+//! The autoencoder of latent diffusion (Rombach et al. 2022): its decoder, from latents to pixels, and the blocks that its
+//! encoder shares.
 
 use candle_core::{DType, Tensor};
-use serde::Deserialize;
 
+use super::VaeConfig;
 use crate::{
     Result,
-    nn::{Activation, After, Conv2d, GroupNorm, Linear, ResnetBlock, ResnetSizes, Weights, attention, feature_map},
+    nn::{After, Conv2d, GroupNorm, Linear, ResnetBlock, ResnetSizes, Weights, attention, feature_map},
 };
 
 /// Added to the norms' variance, in diffusers' code.
-const NORM_EPSILON: f64 = 1e-6;
-
-/// The configuration of diffusers' `AutoencoderKL`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct VaeConfig {
-    /// The class in diffusers.
-    #[serde(rename = "_class_name")]
-    pub class_name: String,
-    /// Channels of the picture.
-    pub out_channels: usize,
-    /// Channels of the latents.
-    pub latent_channels: usize,
-    /// Channels of each block; all but one halve the size on the way in.
-    pub block_out_channels: Vec<usize>,
-    /// The decoder's blocks.
-    pub up_block_types: Vec<String>,
-    /// Residual blocks in each block.
-    pub layers_per_block: usize,
-    /// Groups of the norms.
-    pub norm_num_groups: usize,
-    /// The non-linearity.
-    pub act_fn: Activation,
-    /// Latents are divided by this before they are decoded.
-    pub scaling_factor: f64,
-    /// Added to latents after that.
-    pub shift_factor: Option<f64>,
-    /// Each channel's mean, where latents were normalised by channel.
-    pub latents_mean: Option<Vec<f64>>,
-    /// Each channel's deviation, where latents were normalised by channel.
-    pub latents_std: Option<Vec<f64>>,
-    /// Whether f16 is too narrow for this network.
-    pub force_upcast: bool,
-    /// Whether there is a convolution before the decoder.
-    pub use_post_quant_conv: bool,
-    /// Whether the middle attends.
-    pub mid_block_add_attention: bool,
-}
-
-impl Default for VaeConfig {
-    fn default() -> Self {
-        Self {
-            class_name: String::new(),
-            out_channels: 3,
-            latent_channels: 4,
-            block_out_channels: vec![64],
-            up_block_types: vec![UP_BLOCK.to_owned()],
-            layers_per_block: 1,
-            norm_num_groups: 32,
-            act_fn: Activation::Silu,
-            scaling_factor: 0.18215,
-            shift_factor: None,
-            latents_mean: None,
-            latents_std: None,
-            force_upcast: true,
-            use_post_quant_conv: true,
-            mid_block_add_attention: true,
-        }
-    }
-}
-
-const UP_BLOCK: &str = "UpDecoderBlock2D";
-
-impl VaeConfig {
-    /// Checks that this is a network that can be built.
-    ///
-    /// # Errors
-    ///
-    /// The key, its value and what is supported.
-    pub fn check(&self) -> Result<(), String> {
-        if self.class_name != "AutoencoderKL" {
-            return Err(format!("_class_name is {:?}; only \"AutoencoderKL\" is supported", self.class_name));
-        }
-        let (blocks, types) = (self.block_out_channels.len(), self.up_block_types.len());
-        if blocks == 0 || blocks != types || blocks > 8 {
-            return Err(format!(
-                "block_out_channels has {blocks} blocks and up_block_types {types}; 1 to 8 are needed"
-            ));
-        }
-        if let Some(unknown) = self.up_block_types.iter().find(|name| *name != UP_BLOCK) {
-            return Err(format!("up_block_types has {unknown:?}; only {UP_BLOCK} is supported"));
-        }
-        if self.act_fn != Activation::Silu {
-            return Err(format!("act_fn is {:?}; only \"silu\" is supported", self.act_fn));
-        }
-        if self.out_channels != 3 {
-            return Err(format!("out_channels is {}; only 3 is supported", self.out_channels));
-        }
-        let groups = self.norm_num_groups;
-        if groups == 0 || self.block_out_channels.iter().any(|channels| *channels == 0 || channels % groups != 0) {
-            return Err(format!("norm_num_groups is {groups}, which does not divide block_out_channels"));
-        }
-        if self.scaling_factor == 0.0 || !self.scaling_factor.is_finite() {
-            return Err(format!("scaling_factor is {}; a number other than 0 is needed", self.scaling_factor));
-        }
-        for (key, values) in [("latents_mean", &self.latents_mean), ("latents_std", &self.latents_std)] {
-            if values.as_ref().is_some_and(|values| values.len() != self.latent_channels) {
-                return Err(format!("{key} has not one number for each of {} latent_channels", self.latent_channels));
-            }
-        }
-        Ok(())
-    }
-
-    /// Pixels per latent, along a side.
-    #[must_use]
-    pub fn factor(&self) -> usize {
-        1 << (self.block_out_channels.len() - 1)
-    }
-}
+pub(super) const NORM_EPSILON: f64 = 1e-6;
 
 /// The decoder.
 #[derive(Debug)]
@@ -222,7 +115,8 @@ impl Normalisation {
     }
 }
 
-fn resnet(config: &VaeConfig, weights: &Weights, inputs: usize, outputs: usize) -> Result<ResnetBlock> {
+/// A residual block that is told no timestep.
+pub(super) fn resnet(config: &VaeConfig, weights: &Weights, inputs: usize, outputs: usize) -> Result<ResnetBlock> {
     let groups = config.norm_num_groups;
     ResnetBlock::new(weights, ResnetSizes { inputs, outputs, time: None, groups, epsilon: NORM_EPSILON })
 }
@@ -260,14 +154,14 @@ impl Block {
 
 /// The block in the middle, whose pixels attend to each other.
 #[derive(Debug)]
-struct Middle {
+pub(super) struct Middle {
     first: ResnetBlock,
     attention: Option<MiddleAttention>,
     second: ResnetBlock,
 }
 
 impl Middle {
-    fn new(config: &VaeConfig, weights: &Weights, channels: usize) -> Result<Self> {
+    pub(super) fn new(config: &VaeConfig, weights: &Weights, channels: usize) -> Result<Self> {
         let attend = || MiddleAttention::new(config, &weights.at("attentions.0"), channels);
         Ok(Self {
             first: resnet(config, &weights.at("resnets.0"), channels, channels)?,
@@ -276,7 +170,7 @@ impl Middle {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut x = self.first.forward(x, None)?;
         if let Some(attention) = &self.attention {
             x = attention.forward(&x)?;

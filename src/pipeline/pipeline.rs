@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    models::{Checkpoint, Conditioning, ModelSpec, Unet, VaeDecoder},
+    models::{Checkpoint, Conditioning, ModelSpec, Unet, VaeDecoder, VaeEncoder},
     nn::{LoadProgress, Weights},
     sampling::{Level, NoiseGenerator, Sampler, SamplerKind, SamplingConfig, Schedule, SpacingKind, guide},
 };
@@ -126,12 +126,24 @@ impl InferencePipeline {
         to_image(&pixels)
     }
 
-    /// The autoencoder in f32, read again from the checkpoint.
+    /// The decoder in f32, read again from the checkpoint.
     fn wide_vae(&self) -> Result<VaeDecoder> {
+        self.with_vae_weights(DType::F32, |weights| VaeDecoder::new(&self.spec.vae, weights))
+    }
+
+    /// The autoencoder's encoder, read from the checkpoint: text to image needs none, so that loading leaves it out.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the checkpoint's file.
+    pub fn load_encoder(&self) -> Result<VaeEncoder> {
+        self.with_vae_weights(self.networks.vae_dtype, |weights| VaeEncoder::new(&self.spec.vae, weights))
+    }
+
+    fn with_vae_weights<T>(&self, dtype: DType, build: impl FnOnce(&Weights) -> Result<T>) -> Result<T> {
         let mut quiet = |_| {};
         let progress = LoadProgress::new(&mut quiet);
-        let weights = Weights::open(self.checkpoint.weights("vae")?, &self.networks.device, DType::F32, &progress)?;
-        VaeDecoder::new(&self.spec.vae, &weights)
+        build(&Weights::open(self.checkpoint.weights("vae")?, &self.networks.device, dtype, &progress)?)
     }
 
     /// A picture of unfinished latents, at most [`PREVIEW_LATENTS`] latents long.

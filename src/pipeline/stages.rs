@@ -17,6 +17,8 @@ pub enum Stage {
     UnetPair,
     /// The decoder, on one picture's latents.
     VaeDecode,
+    /// The encoder, on one picture: the first step of image to image.
+    VaeEncode,
 }
 
 /// A stage with its inputs in place. It returns once its device is done.
@@ -26,6 +28,7 @@ pub type PreparedStage<'a> = Box<dyn Fn() -> Result<()> + 'a>;
 const PROMPT: &str = "a red fox in the snow";
 /// A timestep in the middle of the training's thousand.
 const TIMESTEP: f64 = 500.0;
+const PIXEL_CHANNELS: usize = 3;
 
 impl InferencePipeline {
     /// Prepares one stage of a guided drawing of `side_px` by `side_px` pixels.
@@ -71,6 +74,13 @@ impl InferencePipeline {
                 let latents = noise(1, latent_channels, side)?;
                 Box::new(move || {
                     self.networks.vae.decode(&latents)?;
+                    Ok(device.synchronize()?)
+                })
+            }
+            Stage::VaeEncode => {
+                let (encoder, pixels) = (self.load_encoder()?, noise(1, PIXEL_CHANNELS, side_px)?);
+                Box::new(move || {
+                    encoder.encode(&pixels)?;
                     Ok(device.synchronize()?)
                 })
             }

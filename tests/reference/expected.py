@@ -35,6 +35,7 @@ ODD_PROMPTS = [
 TIMESTEPS = [981.0, 1.0, 499.25]
 SAMPLE = (8, 16)
 ODD_SAMPLE = (9, 11)  # not divisible by the UNet's reduction: the way up has to meet odd sizes
+ODD_IMAGE = (37, 51)  # not divisible by the VAE's reduction: what is left over is dropped on the way in
 
 
 def load(name, folder):
@@ -132,6 +133,8 @@ def write_vae(pipe, folder):
     latents = latents / pipe.vae.config.scaling_factor
     image = normal(rng, 1, 3, 32, 48).mul(0.5).clamp(-1, 1)
     moments = pipe.vae.encode(image).latent_dist
+    odd_image = normal(rng, 1, 3, *ODD_IMAGE).mul(0.5).clamp(-1, 1)
+    odd_moments = pipe.vae.encode(odd_image).latent_dist
     write_tensors(
         folder / "vae.safetensors",
         {
@@ -140,6 +143,9 @@ def write_vae(pipe, folder):
             "image": image,
             "encoded_mean": moments.mean,
             "encoded_logvar": moments.logvar,
+            "odd_image": odd_image,
+            "odd_encoded_mean": odd_moments.mean,
+            "odd_encoded_logvar": odd_moments.logvar,
         },
     )
 

@@ -1,13 +1,17 @@
 //! Tokens, text encoders, UNets and VAEs, one by one.
 
-use candle_core::{IndexOp, Tensor};
-use darkroom::models::{Added, Conditioning, PromptTokenizer, Unet, VaeDecoder};
+use candle_core::{DType, Device, IndexOp, Tensor};
+use darkroom::models::{Added, Conditioning, ModelSource, PromptTokenizer, Unet, VaeDecoder, VaeEncoder};
 use serde::Deserialize;
 
-use crate::support::{CHECKPOINTS, checkpoint, json, pipeline, relative_error, spec, tensors, with_weights};
+use crate::support::{
+    CHECKPOINTS, checkpoint, json, load, pipeline, relative_error, spec, tensors, with_weights, with_weights_as,
+};
 
 /// What f32 arithmetic in another order may differ by.
 const TOLERANCE: f32 = 1e-4;
+/// What f16 arithmetic may differ by.
+const F16_TOLERANCE: f32 = 2e-2;
 
 #[derive(Deserialize)]
 struct PromptTokens {
@@ -96,4 +100,40 @@ fn vaes_decode_as_diffusers_does() {
         let error = relative_error(&vae.decode_raw(&data["latents"]).unwrap(), &data["decoded"]);
         assert!(error < TOLERANCE, "{name}: {error}");
     }
+}
+
+#[test]
+fn vaes_encode_as_diffusers_does_at_odd_sizes_too() {
+    for name in CHECKPOINTS {
+        let vae = with_weights(name, "vae", |weights| VaeEncoder::new(&spec(name).vae, weights).unwrap());
+        check_encodings(name, &vae, TOLERANCE);
+    }
+    check_encodings("pocket", &load(ModelSource::Bundled).load_encoder().unwrap(), TOLERANCE);
+}
+
+#[test]
+fn a_vae_encodes_through_the_tensor_library_as_through_the_kernels() {
+    // In f16 no kernel takes it.
+    let vae =
+        with_weights_as("sd15", "vae", DType::F16, |weights| VaeEncoder::new(&spec("sd15").vae, weights).unwrap());
+    check_encodings("sd15", &vae, F16_TOLERANCE);
+}
+
+fn check_encodings(name: &str, vae: &VaeEncoder, tolerance: f32) {
+    let data = tensors(&format!("{name}/vae.safetensors"));
+    for kind in ["", "odd_"] {
+        let found = vae.encode(&data[&format!("{kind}image")]).unwrap();
+        for (part, found) in [("mean", found.mean), ("logvar", found.log_variance)] {
+            let error = relative_error(&found, &data[&format!("{kind}encoded_{part}")]);
+            assert!(error < tolerance, "{name}, {kind}image, {part}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_picture_without_a_whole_latent_is_not_encoded() {
+    let vae = with_weights("sd15", "vae", |weights| VaeEncoder::new(&spec("sd15").vae, weights).unwrap());
+    let thin = Tensor::zeros((1, 3, 64, 7), DType::F32, &Device::Cpu).unwrap();
+    let message = vae.encode(&thin).unwrap_err().to_string();
+    assert_eq!(message, "image: 7 by 64 pixels are too few; at least 8 a side are needed");
 }

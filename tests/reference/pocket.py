@@ -4,10 +4,11 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
-from checkpoints import write_json
+from checkpoints import normal, write_json, write_tensors
 from samplers import scheduler
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "pocket"
@@ -23,6 +24,17 @@ CASES = [
     (FROG, 0, "euler_ancestral"),
     (FROG, 0, "dpmpp_2m"),
 ]
+
+
+@torch.no_grad()
+def write_encodings(vae, path):
+    rng, tensors = np.random.default_rng(3), {}
+    for name, size in (("image", (32, 48)), ("odd_image", (37, 51))):
+        image = normal(rng, 1, 3, *size).mul(0.5).clamp(-1, 1)
+        moments = vae.encode(image).latent_dist
+        prefix = name.removesuffix("image")
+        tensors |= {name: image, f"{prefix}encoded_mean": moments.mean, f"{prefix}encoded_logvar": moments.logvar}
+    write_tensors(path, tensors)
 
 
 def write_pocket(folder):
@@ -51,6 +63,7 @@ def write_pocket(folder):
                 "guidance_scale": defaults["default_guidance_scale"],
             }
         )
+    write_encodings(pipe.vae, folder / "vae.safetensors")
     weights = sorted(MODEL.glob("*/*.safetensors"))
     hashes = {str(w.relative_to(MODEL)): hashlib.sha256(w.read_bytes()).hexdigest() for w in weights}
     write_json(folder / "pocket.json", {"weights_sha256": hashes, "pictures": rows})

@@ -47,10 +47,15 @@ pub fn pipeline(name: &str) -> InferencePipeline {
 
 /// Hands the f32 weights of a component to `build`.
 pub fn with_weights<T>(name: &str, component: &str, build: impl FnOnce(&Weights) -> T) -> T {
+    with_weights_as(name, component, DType::F32, build)
+}
+
+/// Hands the weights of a component to `build`.
+pub fn with_weights_as<T>(name: &str, component: &str, dtype: DType, build: impl FnOnce(&Weights) -> T) -> T {
     let mut quiet = |_| {};
     let progress = LoadProgress::new(&mut quiet);
     let files = checkpoint(name).weights(component).unwrap();
-    build(&Weights::open(files, &Device::Cpu, DType::F32, &progress).unwrap())
+    build(&Weights::open(files, &Device::Cpu, dtype, &progress).unwrap())
 }
 
 /// The largest difference, as a share of the largest value.
