@@ -1,13 +1,15 @@
 //! A layer's weights in the order in which products read them.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
-use super::{element::Element, isa::Isa};
+use super::{element::Element, isa::Isa, shared::{Shared, filled}};
 
 /// Bytes of a panel that are gone through for many tiles before the next: they stay in the second-level cache.
 const BLOCK_BYTES: usize = 160 << 10;
-/// Inputs that are read of every output of a panel before the next: they stay in the first-level cache.
-const READ_INPUTS: usize = 64;
+/// Numbers that are read of every output of a panel before the next: they stay in the first-level cache.
+const READ_NUMBERS: usize = 128;
 /// The most taps of a layer.
 pub const MOST_TAPS: usize = 9;
 
@@ -59,51 +61,52 @@ impl<E: Element> PackedWeights<E> {
         let block = if block < inputs { block / E::DEPTH * E::DEPTH } else { inputs };
         let panels = outputs.div_ceil(panel);
         let of_panel = inputs.div_ceil(E::DEPTH) * E::DEPTH * taps * panel;
-        let mut packed = Self {
-            data: Vec::with_capacity(panels * of_panel),
-            bias: bias.to_vec(),
-            taps,
-            inputs,
-            outputs,
-            block: block.max(E::DEPTH),
-            panel,
-        };
-        packed.bias.resize(panels * panel, 0.0);
-        let mut data = std::mem::take(&mut packed.data);
-        data.spare_capacity_mut()[..panels * of_panel].par_chunks_mut(of_panel).enumerate().for_each(|(number, into)| {
-            // Zeros first, also where no input is: then every number is there.
-            into.iter_mut().for_each(|place| _ = place.write(E::default()));
-            // SAFETY: all were just written, and a written number is a number.
-            let into = unsafe { &mut *(std::ptr::from_mut(into) as *mut [E]) };
-            packed.fill_panel(number, into, &read);
+        let mut padded_bias = bias.to_vec();
+        padded_bias.resize(panels * panel, 0.0);
+        let block = block.max(E::DEPTH);
+        let mut packed = Self { data: Vec::new(), bias: padded_bias, taps, inputs, outputs, block, panel };
+        packed.data = filled(panels * of_panel, |data: Shared<E>| {
+            (0..panels).into_par_iter().for_each(|number| {
+                // SAFETY: each task has its own panel, inside the room that there is.
+                let into = unsafe { std::slice::from_raw_parts_mut(data.at(number * of_panel).cast(), of_panel) };
+                packed.fill_panel(number, into, &read);
+            });
         });
-        // SAFETY: the tasks have written all of it.
-        unsafe { data.set_len(panels * of_panel) };
-        packed.data = data;
         packed
     }
 
-    fn fill_panel(&self, number: usize, into: &mut [E], read: &(impl Fn(usize, &mut [f32]) + Sync)) {
+    /// Writes all of a panel.
+    fn fill_panel(&self, number: usize, into: &mut [MaybeUninit<E>], read: &(impl Fn(usize, &mut [f32]) + Sync)) {
         let (taps, panel) = (self.taps, self.panel);
         let lanes = panel.min(self.outputs - number * panel);
-        let of_lane = READ_INPUTS * taps;
-        let mut rows = vec![0.0_f32; lanes * of_lane];
+        if lanes < panel || !self.inputs.is_multiple_of(E::DEPTH) {
+            into.iter_mut().for_each(|place| _ = place.write(E::default()));
+        }
+        let at_once = (READ_NUMBERS / taps).next_multiple_of(E::DEPTH);
+        let of_lane = at_once * taps;
+        let mut row = vec![0.0_f32; of_lane];
+        let mut rows = vec![E::default(); lanes * of_lane];
         for first in (0..self.inputs).step_by(self.block) {
             let inputs = self.block.min(self.inputs - first);
             let groups = inputs.div_ceil(E::DEPTH);
             let into = &mut into[first * taps * panel..][..groups * E::DEPTH * taps * panel];
-            for start in (0..inputs).step_by(READ_INPUTS) {
-                let count = READ_INPUTS.min(inputs - start);
-                for (lane, row) in rows.chunks_exact_mut(of_lane).enumerate() {
+            for start in (0..inputs).step_by(at_once) {
+                let count = at_once.min(inputs - start);
+                for (lane, narrow) in rows.chunks_exact_mut(of_lane).enumerate() {
                     let output = number * panel + lane;
-                    read((output * self.inputs + first + start) * taps, &mut row[..count * taps]);
+                    let row = &mut row[..count * taps];
+                    read((output * self.inputs + first + start) * taps, row);
+                    narrow.iter_mut().zip(row).for_each(|(narrow, wide)| *narrow = E::narrow(*wide));
                 }
                 for tap in 0..taps {
                     let into = &mut into[(tap * groups + start / E::DEPTH) * panel * E::DEPTH..];
                     for input in 0..count {
                         let into = &mut into[input / E::DEPTH * panel * E::DEPTH + input % E::DEPTH..];
+                        let column = &rows[input * taps + tap..];
+                        assert!(into.len() > (lanes - 1) * E::DEPTH && column.len() > (lanes - 1) * of_lane);
                         for lane in 0..lanes {
-                            into[lane * E::DEPTH] = E::narrow(rows[lane * of_lane + input * taps + tap]);
+                            // SAFETY: the last lane's places are inside, as was just checked.
+                            unsafe { into.get_unchecked_mut(lane * E::DEPTH).write(*column.get_unchecked(lane * of_lane)) };
                         }
                     }
                 }
