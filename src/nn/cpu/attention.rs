@@ -171,11 +171,11 @@ pub fn attend_bf16(isa: Isa, task: &Attending<'_, bf16>) {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::{Attending, Fused, PANEL, ROWS, WIDE_PANEL, WIDE_ROWS, Widened, attend_body, bf16};
-    use crate::nn::cpu::tile::Dot;
+    use crate::nn::cpu::tile::{Dot, Fused512, Widened512};
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
     pub fn f32_avx512(task: &Attending<'_, f32>) {
-        attend_body::<f32, Fused<true>, Fused<true>, true, PANEL, PANEL, WIDE_ROWS>(task);
+        attend_body::<f32, Fused512<1>, Fused512<1>, true, PANEL, PANEL, WIDE_ROWS>(task);
     }
 
     #[target_feature(enable = "avx2,fma")]
@@ -190,7 +190,7 @@ mod x86 {
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
     pub fn bf16_avx512(task: &Attending<'_, bf16>) {
-        attend_body::<bf16, Widened<true>, Widened<true>, true, WIDE_PANEL, PANEL, WIDE_ROWS>(task);
+        attend_body::<bf16, Widened512<2>, Widened512<1>, true, WIDE_PANEL, PANEL, WIDE_ROWS>(task);
     }
 
     #[target_feature(enable = "avx2,fma")]
@@ -244,7 +244,11 @@ where
             let kept = soften::<E, FMA>(row, scale, mask, state, &mut shares[query * block..][..keys]);
             if first_key > 0 {
                 for sums in &mut sums[query / T * panels..][..panels] {
-                    sums[query % T].iter_mut().for_each(|sum| *sum *= kept);
+                    let mut row = sums[query % T];
+                    for lane in 0..PV {
+                        row[lane] *= kept;
+                    }
+                    sums[query % T] = row;
                 }
             }
         }
@@ -266,10 +270,13 @@ where
         let place = origin + query * sizes.channels();
         let share = 1.0 / total;
         for (panel, sums) in sums[query / T * panels..][..panels].iter().enumerate() {
-            for (lane, sum) in sums[query % T].iter().enumerate().take(width - panel * PV) {
-                // SAFETY: this task alone has this query of this head, inside the result.
-                unsafe { task.result.at(place + panel * PV + lane).write(E::narrow(sum * share)) };
+            let (sums, mut row) = (&sums[query % T], [E::default(); PV]);
+            for lane in 0..PV {
+                row[lane] = E::narrow(sums[lane] * share);
             }
+            let lanes = PV.min(width - panel * PV);
+            // SAFETY: this task alone has this query of this head, inside the result.
+            unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), task.result.at(place + panel * PV), lanes) };
         }
     }
 }

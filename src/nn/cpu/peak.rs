@@ -74,15 +74,23 @@ fn f32_body<const FMA: bool, const LANES: usize>(steps: u32) {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::{
-        arch::x86_64::{__m512bh, _mm512_dpbf16_ps, _mm512_setzero_ps},
+        arch::x86_64::{__m512bh, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_set1_ps, _mm512_setzero_ps},
         hint::black_box,
     };
 
     use super::{CHAINS, f32_body};
 
+    /// Named one by one, as in the kernels: left to itself the compiler gathers the chains into other vectors.
     #[target_feature(enable = "avx512f,avx2,fma")]
     pub fn avx512(steps: u32) {
-        f32_body::<true, 16>(steps);
+        let mut sums = black_box([_mm512_setzero_ps(); CHAINS]);
+        let (first, second) = (black_box(_mm512_set1_ps(0.5)), black_box(_mm512_set1_ps(1e-6)));
+        for _ in 0..steps {
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(first, second, *sum);
+            }
+        }
+        black_box(sums);
     }
 
     #[target_feature(enable = "avx2,fma")]

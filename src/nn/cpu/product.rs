@@ -216,11 +216,11 @@ pub fn multiply_bf16(isa: Isa, task: &Multiplying<'_, bf16>) {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::{Fused, Multiplying, PANEL, ROWS, WIDE_PANEL, WIDE_ROWS, Widened, bf16, run};
-    use crate::nn::cpu::tile::Dot;
+    use crate::nn::cpu::tile::{Dot, Fused512, Widened512};
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
     pub fn f32_avx512(task: &Multiplying<'_, f32>) {
-        run::<f32, Fused<true>, true, WIDE_PANEL, WIDE_ROWS>(task);
+        run::<f32, Fused512<2>, true, WIDE_PANEL, WIDE_ROWS>(task);
     }
 
     #[target_feature(enable = "avx2,fma")]
@@ -235,7 +235,7 @@ mod x86 {
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
     pub fn bf16_avx512(task: &Multiplying<'_, bf16>) {
-        run::<bf16, Widened<true>, true, WIDE_PANEL, WIDE_ROWS>(task);
+        run::<bf16, Widened512<2>, true, WIDE_PANEL, WIDE_ROWS>(task);
     }
 
     #[target_feature(enable = "avx2,fma")]

@@ -113,68 +113,224 @@ unsafe fn add_pair<const FMA: bool, const T: usize>(
     }
 }
 
-/// bf16 by bf16 with `vdpbf16ps`, in `V` vectors of 16 lanes.
 #[cfg(target_arch = "x86_64")]
-pub struct Dot<const V: usize>;
+pub use x86::{Dot, Fused512, Widened512};
 
+/// The same with instructions named one by one: left to itself the compiler gathers a tile's rows into vectors, many times
+/// as slowly. There are loops where closures would be shorter: a closure would not have the caller's instructions.
 #[cfg(target_arch = "x86_64")]
-impl<const V: usize, const P: usize, const T: usize> Multiply<bf16, P, T> for Dot<V> {
+mod x86 {
+    use std::arch::x86_64::{
+        __m512, __m512bh, __m512i, _mm512_and_si512, _mm512_castsi512_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps,
+        _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
+        _mm512_slli_epi32, _mm512_storeu_ps,
+    };
+
+    use half::bf16;
+
+    use super::{Multiply, Sums};
+
+    /// A tile's sums in registers: `V` vectors of 16 lanes for each row.
+    type Registers<const V: usize, const T: usize> = [[__m512; V]; T];
+
+    /// # Safety
+    ///
+    /// The processor has AVX-512.
     #[inline(always)]
-    unsafe fn add(sums: &mut Sums<P, T>, vectors: &[[*const bf16; T]], skip: usize, inputs: usize, panel: *const bf16) {
-        use std::arch::x86_64::{
-            __m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32,
-            _mm512_setzero_ps, _mm512_setzero_si512, _mm512_storeu_ps,
-        };
+    unsafe fn load<const P: usize, const V: usize, const T: usize>(sums: &Sums<P, T>) -> Registers<V, T> {
         const { assert!(P == V * 16, "a panel is whole vectors") };
-        #[inline(always)]
-        unsafe fn halves(pairs: __m512i) -> __m512bh {
-            // SAFETY: both are 512 bits that mean the same.
-            unsafe { std::mem::transmute::<__m512i, __m512bh>(pairs) }
-        }
-        // SAFETY: the processor has the instructions, a sum's row is `V` vectors, the vectors have each pair that is read and
-        // the panel its weights, all by the caller's promise; the last of an odd count of inputs has no second, whose weight
-        // is zero.
+        // SAFETY: a row of sums is `V` vectors; the processor is as the caller promises.
         unsafe {
-            // Loops, not closures: a closure would not have the caller's instructions.
-            let mut kept: [[__m512; V]; T] = [[_mm512_setzero_ps(); V]; T];
+            let mut kept = [[_mm512_setzero_ps(); V]; T];
             for row in 0..T {
                 for part in 0..V {
                     kept[row][part] = _mm512_loadu_ps(sums[row].as_ptr().add(part * 16));
                 }
             }
+            kept
+        }
+    }
+
+    /// # Safety
+    ///
+    /// The processor has AVX-512.
+    #[inline(always)]
+    unsafe fn store<const P: usize, const V: usize, const T: usize>(kept: &Registers<V, T>, sums: &mut Sums<P, T>) {
+        // SAFETY: a row of sums is `V` vectors; the processor is as the caller promises.
+        unsafe {
+            for row in 0..T {
+                for part in 0..V {
+                    _mm512_storeu_ps(sums[row].as_mut_ptr().add(part * 16), kept[row][part]);
+                }
+            }
+        }
+    }
+
+    /// f32 by f32 with AVX-512.
+    pub struct Fused512<const V: usize>;
+
+    impl<const V: usize, const P: usize, const T: usize> Multiply<f32, P, T> for Fused512<V> {
+        #[inline(always)]
+        unsafe fn add(
+            sums: &mut Sums<P, T>,
+            vectors: &[[*const f32; T]],
+            skip: usize,
+            inputs: usize,
+            panel: *const f32,
+        ) {
+            // SAFETY: the processor has the instructions, the vectors have each input that is read and the panel its weights,
+            // all by the caller's promise.
+            unsafe {
+                let mut kept: Registers<V, T> = load(sums);
+                let mut weights = panel;
+                for vectors in vectors {
+                    let rows: [*const f32; T] = std::array::from_fn(|row| vectors[row].wrapping_add(skip));
+                    for input in 0..inputs {
+                        let mut lanes = [_mm512_setzero_ps(); V];
+                        for part in 0..V {
+                            lanes[part] = _mm512_loadu_ps(weights.add(part * 16));
+                        }
+                        weights = weights.add(P);
+                        for row in 0..T {
+                            let value = _mm512_set1_ps(*rows[row].add(input));
+                            for part in 0..V {
+                                kept[row][part] = _mm512_fmadd_ps(value, lanes[part], kept[row][part]);
+                            }
+                        }
+                    }
+                }
+                store(&kept, sums);
+            }
+        }
+    }
+
+    /// How pairs of bf16 are multiplied and added.
+    trait Pair {
+        /// Adds to a row of sums the products of a pair with pairs of weights.
+        ///
+        /// # Safety
+        ///
+        /// The processor has the instructions.
+        unsafe fn add<const V: usize>(row: &mut [__m512; V], pair: i32, weights: &[__m512i; V]);
+    }
+
+    /// [`Multiply::add`] for bf16, pair by pair.
+    ///
+    /// # Safety
+    ///
+    /// As [`Multiply::add`].
+    #[inline(always)]
+    unsafe fn add_pairs<W: Pair, const V: usize, const P: usize, const T: usize>(
+        sums: &mut Sums<P, T>,
+        vectors: &[[*const bf16; T]],
+        skip: usize,
+        inputs: usize,
+        panel: *const bf16,
+    ) {
+        // SAFETY: the processor has the instructions, the vectors have each pair that is read and the panel its weights, all
+        // by the caller's promise; the last of an odd count of inputs has no second, whose weight is zero.
+        unsafe {
+            let mut kept: Registers<V, T> = load(sums);
             let mut weights = panel;
             for vectors in vectors {
                 let rows: [*const bf16; T] = std::array::from_fn(|row| vectors[row].wrapping_add(skip));
                 for pair in 0..inputs / 2 {
-                    let mut lanes: [__m512bh; V] = [halves(_mm512_setzero_si512()); V];
-                    for part in 0..V {
-                        lanes[part] = halves(_mm512_loadu_si512(weights.add(part * 32).cast()));
-                    }
+                    let lanes = load_pairs::<V>(weights);
                     weights = weights.add(2 * P);
                     for row in 0..T {
-                        let value = halves(_mm512_set1_epi32(rows[row].add(2 * pair).cast::<i32>().read_unaligned()));
-                        for part in 0..V {
-                            kept[row][part] = _mm512_dpbf16_ps(kept[row][part], value, lanes[part]);
-                        }
+                        W::add(&mut kept[row], rows[row].add(2 * pair).cast::<i32>().read_unaligned(), &lanes);
                     }
                 }
                 if inputs % 2 == 1 {
-                    for row in 0..T {
-                        let last = i32::from((*rows[row].add(inputs - 1)).to_bits());
-                        let value = halves(_mm512_set1_epi32(last));
-                        for part in 0..V {
-                            let lanes = halves(_mm512_loadu_si512(weights.add(part * 32).cast()));
-                            kept[row][part] = _mm512_dpbf16_ps(kept[row][part], value, lanes);
-                        }
-                    }
+                    let lanes = load_pairs::<V>(weights);
                     weights = weights.add(2 * P);
+                    for row in 0..T {
+                        W::add(&mut kept[row], i32::from((*rows[row].add(inputs - 1)).to_bits()), &lanes);
+                    }
                 }
             }
-            for (row, kept) in sums.iter_mut().zip(&kept) {
-                for (part, kept) in kept.iter().enumerate() {
-                    _mm512_storeu_ps(row.as_mut_ptr().add(part * 16), *kept);
+            store(&kept, sums);
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `weights` is to `V` vectors of pairs, and the processor has AVX-512.
+    #[inline(always)]
+    unsafe fn load_pairs<const V: usize>(weights: *const bf16) -> [__m512i; V] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut lanes = [_mm512_setzero_si512(); V];
+            for part in 0..V {
+                lanes[part] = _mm512_loadu_si512(weights.add(part * 32).cast());
+            }
+            lanes
+        }
+    }
+
+    /// bf16 by bf16 with `vdpbf16ps`.
+    pub struct Dot<const V: usize>;
+
+    impl<const V: usize> Pair for Dot<V> {
+        #[inline(always)]
+        unsafe fn add<const N: usize>(row: &mut [__m512; N], pair: i32, weights: &[__m512i; N]) {
+            // SAFETY: the processor is as the caller promises, and both types are 512 bits that mean the same.
+            unsafe {
+                let value = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(pair));
+                for part in 0..N {
+                    let lanes = std::mem::transmute::<__m512i, __m512bh>(weights[part]);
+                    row[part] = _mm512_dpbf16_ps(row[part], value, lanes);
                 }
             }
+        }
+    }
+
+    /// bf16 by bf16 with AVX-512 that has no instruction for it: both are widened to f32, as by [`Widened`](super::Widened).
+    pub struct Widened512<const V: usize>;
+
+    impl<const V: usize> Pair for Widened512<V> {
+        #[inline(always)]
+        unsafe fn add<const N: usize>(row: &mut [__m512; N], pair: i32, weights: &[__m512i; N]) {
+            // SAFETY: the processor is as the caller promises.
+            unsafe {
+                let (pair, upper) = (_mm512_set1_epi32(pair), _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
+                let second_value = _mm512_castsi512_ps(_mm512_and_si512(pair, upper));
+                let first_value = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pair));
+                for part in 0..N {
+                    let second = _mm512_castsi512_ps(_mm512_and_si512(weights[part], upper));
+                    let first = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(weights[part]));
+                    row[part] = _mm512_fmadd_ps(second_value, second, row[part]);
+                    row[part] = _mm512_fmadd_ps(first_value, first, row[part]);
+                }
+            }
+        }
+    }
+
+    impl<const V: usize, const P: usize, const T: usize> Multiply<bf16, P, T> for Dot<V> {
+        #[inline(always)]
+        unsafe fn add(
+            sums: &mut Sums<P, T>,
+            vectors: &[[*const bf16; T]],
+            skip: usize,
+            inputs: usize,
+            panel: *const bf16,
+        ) {
+            // SAFETY: the caller's promise.
+            unsafe { add_pairs::<Self, V, P, T>(sums, vectors, skip, inputs, panel) }
+        }
+    }
+
+    impl<const V: usize, const P: usize, const T: usize> Multiply<bf16, P, T> for Widened512<V> {
+        #[inline(always)]
+        unsafe fn add(
+            sums: &mut Sums<P, T>,
+            vectors: &[[*const bf16; T]],
+            skip: usize,
+            inputs: usize,
+            panel: *const bf16,
+        ) {
+            // SAFETY: the caller's promise.
+            unsafe { add_pairs::<Self, V, P, T>(sums, vectors, skip, inputs, panel) }
         }
     }
 }
