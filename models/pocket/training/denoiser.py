@@ -14,7 +14,7 @@ from catalogue import COLOURS, STYLES
 from language import encode, trained_text_encoder, wordings
 from workshop import Run, sheet
 
-PREVIEW_SECONDS = 360
+PREVIEW_SECONDS = 300
 
 
 def train_denoiser(shop):
@@ -26,7 +26,7 @@ def train_denoiser(shop):
     vae, encoder = trained_vae(shop), trained_text_encoder(shop)
     table = latent_table(shop, vae)
     unet = shop.unet()
-    batch, rate = (16, 7e-4) if shop.device == "cpu" else (256, 1e-3)
+    batch, rate = (32, 1e-3) if shop.device == "cpu" else (256, 1e-3)
     run = Run(shop, "denoiser", [unet], rate=rate, warmup=100)
     rng, words = np.random.default_rng(run.step), random.Random(run.step)
     signal, noise_level = nets.alphas(shop.device)
@@ -70,7 +70,7 @@ def draw(shop, unet, vae, encoder, captions, steps=export.DEFAULT_STEPS, guidanc
         return torch.cat([vae.decode(part).sample for part in parts])
 
 
-def preview_captions(shop, count=30):
+def preview_captions(shop, count=40):
     names, styles = list(COLOURS), [words[0] for words in STYLES.values()]
     return [
         f"a {shop.things[i * len(shop.things) // count].name}, {styles[i % len(styles)]}, "
