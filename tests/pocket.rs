@@ -1,4 +1,4 @@
-//! The bundled model draws what it is asked for: the background's colour, and the object.
+//! The bundled model draws what it is asked for: the background's colour, the object, and its style.
 
 use std::collections::BTreeMap;
 
@@ -11,14 +11,22 @@ use serde::Deserialize;
 
 const PROMPTS: usize = 60;
 const CORNER_PX: u32 = 8;
-const STYLES: [&str; 4] = ["", ", 3d style", ", 3d render", " emoji"];
 
 #[derive(Deserialize)]
 struct Trained {
+    default_style: String,
     thumbnail_size: u32,
     thumbnail_columns: u32,
+    styles: Vec<Style>,
     colours: BTreeMap<String, [u8; 3]>,
     objects: Vec<Object>,
+}
+
+#[derive(Deserialize)]
+struct Style {
+    name: String,
+    /// What asks for it.
+    words: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -69,8 +77,8 @@ impl Trained {
         nearest.unwrap().0
     }
 
-    /// The object whose thumbnail on `ground` has the least mean square distance to the picture.
-    fn nearest_object(&self, picture: &RgbImage, ground: [u8; 3], thumbnails: &RgbaImage) -> &Object {
+    /// The style and the object whose thumbnail on `ground` has the least mean square distance to the picture.
+    fn nearest_picture(&self, picture: &RgbImage, ground: [u8; 3], thumbnails: &RgbaImage) -> (&Style, &Object) {
         let side = self.thumbnail_size;
         let small = DynamicImage::ImageRgb8(picture.clone()).resize_exact(side, side, FilterType::Triangle).into_rgb8();
         let distance = |number: usize| {
@@ -87,27 +95,38 @@ impl Trained {
             });
             pixels.sum::<f32>()
         };
-        let nearest = (0..self.objects.len()).min_by(|a, b| distance(*a).total_cmp(&distance(*b)));
-        &self.objects[nearest.unwrap()]
+        let count = self.styles.len() * self.objects.len();
+        let nearest = (0..count).min_by(|a, b| distance(*a).total_cmp(&distance(*b))).unwrap();
+        (&self.styles[nearest / self.objects.len()], &self.objects[nearest % self.objects.len()])
+    }
+
+    /// The words of a prompt that ask for a style, another wording each `turn`; the default style's may be none.
+    fn style_words(&self, style: &Style, turn: usize) -> String {
+        let unsaid = usize::from(style.name == self.default_style);
+        match (turn % (style.words.len() + unsaid)).checked_sub(unsaid) {
+            Some(wording) => format!(", {},", style.words[wording]),
+            None => String::new(),
+        }
     }
 }
 
 #[test]
-fn sixty_prompts_get_their_background_and_their_object() {
+fn sixty_prompts_get_their_background_their_object_and_their_style() {
     let trained = Trained::read();
     let thumbnails = image::open(model("thumbnails.png")).unwrap().into_rgba8();
     let pipeline = InferencePipeline::load(&LoadOptions::default(), &mut |_| {}).unwrap();
     let info = pipeline.model();
     let colours: Vec<&String> = trained.colours.keys().collect();
-    let (mut grounds, mut objects) = (0, 0);
+    let (mut grounds, mut objects, mut styles) = (0, 0, 0);
     let mut wrong = Vec::new();
     for turn in 0..PROMPTS {
         let object = &trained.objects[turn * trained.objects.len() / PROMPTS];
         // Steps that share no factor with the counts, so that every colour and style comes up with changing objects.
         let colour = colours[turn * 7 % colours.len()];
-        let style = STYLES[(turn + turn / STYLES.len()) % STYLES.len()];
+        let style = &trained.styles[(turn + turn / trained.styles.len()) % trained.styles.len()];
+        let words = trained.style_words(style, turn / 2);
         let prompt =
-            format!("{} {}{style} on {} {colour} background", article(&object.name), object.name, article(colour));
+            format!("{} {}{words} on {} {colour} background", article(&object.name), object.name, article(colour));
         let config = SamplingConfig {
             prompt: prompt.clone(),
             steps: info.default_steps,
@@ -117,12 +136,14 @@ fn sixty_prompts_get_their_background_and_their_object() {
         };
         let picture = pipeline.generate(&config, &mut Unwatched).unwrap().images.remove(0).into_rgb8();
         let found_colour = trained.nearest_colour(corners(&picture));
-        let found = trained.nearest_object(&picture, trained.colours[colour], &thumbnails);
+        let (found_style, found) = trained.nearest_picture(&picture, trained.colours[colour], &thumbnails);
         grounds += usize::from(found_colour == colour);
         objects += usize::from(found.head == object.head);
-        if found_colour != colour || found.head != object.head {
-            wrong.push(format!("{prompt}: {} on {found_colour}", found.name));
+        styles += usize::from(found_style.name == style.name);
+        if found_colour != colour || found.head != object.head || found_style.name != style.name {
+            wrong.push(format!("{prompt}: {}, {}, on {found_colour}", found.name, found_style.name));
         }
     }
-    assert!(grounds >= PROMPTS * 95 / 100 && objects >= PROMPTS * 80 / 100, "{grounds}, {objects}: {wrong:#?}");
+    let enough = grounds >= PROMPTS * 95 / 100 && objects >= PROMPTS * 80 / 100 && styles >= PROMPTS * 80 / 100;
+    assert!(enough, "{grounds}, {objects}, {styles}: {wrong:#?}");
 }

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import data
 import nets
 from catalogue import COLOURS
-from workshop import Run, settled, sheet
+from workshop import Run, fingerprint, settled, sheet
 
 
 def train_vae(shop):
@@ -40,38 +40,47 @@ def train_vae(shop):
 
 def trained_vae(shop):
     vae = shop.vae()
+    if (shop.runs / "vae.pt").exists():
+        vae.register_to_config(scaling_factor=1.0)
     settled(shop, "vae", [vae])
     settled(shop, "decoder", [vae.decoder, vae.post_quant_conv])
     return vae
 
 
 def latent_table(shop, vae):
-    """The latents of every picture, scaled to a spread of one: [side, object, colour, c, h, w].
+    """The latents of every picture, scaled to a spread of one: [view, style, object, colour, c, h, w].
 
-    Sets the autoencoder's scaling factor. There is a second, mirrored side if that is asked for.
+    Sets the autoencoder's scaling factor, unless it is the shipped autoencoder, whose factor the
+    shipped denoiser was trained with. The table is kept beside the checkpoints: it takes minutes.
     """
-    sides = []
-    with torch.no_grad():
-        for rgba in shop.sides:
-            table = []
-            for picture in rgba:
+    file = shop.runs / "latents.pt"
+    parts = [vae.encoder, vae.quant_conv]
+    made_from = fingerprint(parts, [shop.views, shop.colours])
+    kept = torch.load(file, map_location=shop.device) if file.exists() else {}
+    if kept.get("made_from") != made_from:
+        table = []
+        with torch.no_grad():
+            for picture in shop.views.flatten(0, 2):
                 images = data.composite(picture[None], shop.colours)
                 images = images.contiguous(memory_format=torch.channels_last)
                 table.append(vae.encode(images).latent_dist.mean)
-            sides.append(torch.stack(table))
-    table = torch.stack(sides)
-    scale = round(1 / table.std().item(), 5)
-    vae.register_to_config(scaling_factor=scale)
-    return table * scale
+        table = torch.stack(table).unflatten(0, shop.views.shape[:3])
+        kept = {"made_from": made_from, "table": table}
+        torch.save(kept, file)
+    table = kept["table"]
+    if vae.config.scaling_factor == 1:
+        vae.register_to_config(scaling_factor=round(1 / table.std().item(), 5))
+    return table * vae.config.scaling_factor
 
 
 def crops(shop, rng, batch, size):
-    """Random crops of random objects on colours, on the latents' grid, mirrored half the time."""
+    """Random crops of random pictures on colours, on the latents' grid, mirrored half the time."""
     span = (data.IMAGE_SIZE - size) // nets.FACTOR + 1
-    which = rng.integers(len(shop.things), size=batch)
+    pictures = shop.views.flatten(0, 2)
+    which = rng.integers(len(pictures), size=batch)
     corner = rng.integers(span, size=(batch, 2)) * nets.FACTOR
     parts = torch.stack(
-        [shop.rgba[i, :, y : y + size, x : x + size] for i, (y, x) in zip(which, corner)]
+        [pictures[i, :, y : y + size, x : x + size] for i, (y, x) in zip(which, corner)]
     )
     mirrored = torch.from_numpy(rng.random(batch) < 0.5).to(shop.device)
     parts = torch.where(mirrored[:, None, None, None], parts.flip(-1), parts)

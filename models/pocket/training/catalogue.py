@@ -1,4 +1,4 @@
-"""What pocket draws: the objects, chosen by hand, and the colours behind them.
+"""What pocket draws: the objects, chosen by hand, their styles, and the colours behind them.
 
 An object's first name is the one its pictures are judged by; the others are wordings that
 mean the same thing. The last word of the first name is the head noun.
@@ -170,3 +170,13 @@ COLOUR_WORDS = {
 
 # The colour of a caption that names none.
 DEFAULT_COLOUR = "white"
+
+# The words for a style; the first is the one that evaluations and previews use.
+STYLES = {
+    "3d": ("3d style", "3d", "3d render"),
+    "flat": ("flat style", "flat", "flat design"),
+    "noto": ("noto style", "noto"),
+}
+
+# The style of a caption that names none.
+DEFAULT_STYLE = "3d"

@@ -27,10 +27,10 @@ def train_decoder(shop):
     rng, words = np.random.default_rng(run.step + 1), random.Random(run.step)
     signal, noise_level = nets.alphas(shop.device)
     while run.on():
-        side, which, ground = (rng.integers(n, size=batch) for n in table.shape[:3])
-        images = data.composite(shop.sides[side, which], shop.colours[ground])
-        latents = table[side, which, ground]
-        states = encode(shop, encoder, wordings(shop, words, which, ground)[:guessed])
+        view, style, which, ground = (rng.integers(n, size=batch) for n in table.shape[:4])
+        images = data.composite(shop.views[view, style, which], shop.colours[ground])
+        latents = table[view, style, which, ground]
+        states = encode(shop, encoder, wordings(shop, words, style, which, ground)[:guessed])
         times = torch.from_numpy(rng.integers(GUESSED_BELOW, size=guessed)).to(shop.device)
         a, s = signal[times].view(-1, 1, 1, 1), noise_level[times].view(-1, 1, 1, 1)
         noisy = a * latents[:guessed] + s * torch.randn_like(latents[:guessed])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import export
 import nets
 from autoencoder import latent_table, trained_vae
-from catalogue import COLOURS
+from catalogue import COLOURS, STYLES
 from language import encode, trained_text_encoder, wordings
 from workshop import Run, sheet
 
@@ -32,11 +32,12 @@ def train_denoiser(shop):
     signal, noise_level = nets.alphas(shop.device)
     looked = time.monotonic()
     while run.on():
-        side, which, ground = (rng.integers(n, size=batch) for n in table.shape[:3])
-        captions = wordings(shop, words, which, ground)
+        view, _, which, ground = (rng.integers(n, size=batch) for n in table.shape[:4])
+        style = rng.choice(len(STYLES), size=batch, p=shop.style_shares)
+        captions = wordings(shop, words, style, which, ground)
         captions = ["" if words.random() < 0.1 else caption for caption in captions]
         states = encode(shop, encoder, captions)
-        clean = table[side, which, ground].contiguous(memory_format=torch.channels_last)
+        clean = table[view, style, which, ground].contiguous(memory_format=torch.channels_last)
         noise = torch.randn_like(clean)
         times = torch.from_numpy((1000 * (1 - rng.random(batch) ** 2)).clip(0, 999).astype(np.int64))
         times = times.to(shop.device)
@@ -70,8 +71,9 @@ def draw(shop, unet, vae, encoder, captions, steps=export.DEFAULT_STEPS, guidanc
 
 
 def preview_captions(shop, count=40):
-    names = list(COLOURS)
+    names, styles = list(COLOURS), [words[0] for words in STYLES.values()]
     return [
-        f"a {shop.things[i * len(shop.things) // count].name} on a {names[i * 5 % len(names)]} background"
+        f"a {shop.things[i * len(shop.things) // count].name}, {styles[i % len(styles)]}, "
+        f"on a {names[i * 5 % len(names)]} background"
         for i in range(count)
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers, Regex
 
 import data
-from catalogue import COLOURS
+from catalogue import COLOURS, STYLES
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_LENGTH = 24
@@ -20,8 +20,11 @@ WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 def train_tokenizer(things, folder: Path, captions: int = 40_000):
     """Write vocab.json and merges.txt, learnt from captions, and CLIPTokenizer's configuration."""
     rng = random.Random(0)
-    colours = list(COLOURS)
-    corpus = [data.caption(rng, rng.choice(things), rng.choice(colours)) for _ in range(captions)]
+    styles, colours = list(STYLES), list(COLOURS)
+    corpus = [
+        data.caption(rng, rng.choice(things), rng.choice(styles), rng.choice(colours))
+        for _ in range(captions)
+    ]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence(

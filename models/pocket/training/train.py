@@ -26,9 +26,9 @@ STAGES = ("vae", "text", "denoiser", "decoder", "export")
 
 def export_model(shop):
     vae = trained_vae(shop)
-    latent_table(shop, vae)
+    latent_table(shop, vae)  # which sets the scaling factor
     unet = settled(shop, "denoiser", [shop.unet()])[0]
-    export.export(vae, trained_text_encoder(shop), unet, shop.tokenizer_folder, shop.things, shop.pictures)
+    export.export(vae, trained_text_encoder(shop), unet, shop.tokenizer_folder, shop.things, shop.pictures[0])
 
 
 def options():
@@ -38,7 +38,15 @@ def options():
     parser.add_argument("--objects", type=int, help="how many objects; the catalogue's if left out")
     parser.add_argument("--runs", type=Path, default=HERE / "runs", help="folder of checkpoints")
     parser.add_argument("--warm-start", action="store_true", help="begin from the exported weights")
-    parser.add_argument("--mirror", action="store_true", help="draw objects mirrored, too")
+    parser.add_argument(
+        "--warm-rate", type=float, default=1 / 3, help="the learning rate of a warm start, in parts of a cold one's"
+    )
+    parser.add_argument(
+        "--shares", default="", help="how often the denoiser sees a style; 1 unless said: flat=2,noto=3"
+    )
+    parser.add_argument(
+        "--views", type=int, default=1, help="pictures of each object: the second is mirrored and placed elsewhere"
+    )
     return parser.parse_args()
 
 

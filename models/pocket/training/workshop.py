@@ -1,5 +1,6 @@
 """What the stages of the training share: the place they work in, and the running of one."""
 
+import hashlib
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import data
 import export
 import nets
 import text
+from catalogue import STYLES
 
 HERE = Path(__file__).resolve().parent
 MINUTES = {
@@ -23,6 +25,10 @@ MINUTES = {
     "cuda": {"vae": 10, "decoder": 5, "text": 2, "denoiser": 30},
 }
 CHECKPOINT_SECONDS = 180
+
+# A step that takes longer was held up by something else, such as a stop of the process; no more
+# than this is taken from the stage's budget.
+STEP_SECONDS = 2
 REPORT_SECONDS = 30
 
 
@@ -40,6 +46,12 @@ class Workshop:
             stage, _, minutes = item.partition("=")
             self.minutes[stage] = float(minutes)
 
+        shares = dict.fromkeys(STYLES, 1.0)
+        for item in filter(None, options.shares.split(",")):
+            style, _, share = item.partition("=")
+            shares[style] = float(share)
+        self.style_shares = np.array(list(shares.values())) / sum(shares.values())
+
     def autocast(self):
         if self.device == "cuda":
             return torch.autocast("cuda", torch.bfloat16)
@@ -47,10 +59,8 @@ class Workshop:
 
     def load_data(self):
         self.things = data.objects(self.cache, self.options.objects)
-        self.pictures = data.pictures(self.cache, self.things)
-        self.rgba = torch.from_numpy(self.pictures).to(self.device)
-        mirrored = [self.rgba.flip(-1)] if self.options.mirror else []
-        self.sides = torch.stack([self.rgba, *mirrored])
+        self.pictures = data.pictures(self.cache, self.things, self.options.views)
+        self.views = torch.from_numpy(self.pictures).to(self.device)
         self.colours = torch.from_numpy(data.colour_values()).to(self.device)
         folder = self.runs / "tokenizer"
         if not (folder / "vocab.json").exists():
@@ -89,8 +99,7 @@ class Run:
 
     def __init__(self, shop, stage, modules, rate, warmup=200, average=0.999, floor=0.02):
         self.shop, self.stage, self.modules = shop, stage, modules
-        # What is trained already would be lost at a beginner's rate.
-        self.rate = rate / 3 if shop.options.warm_start else rate
+        self.rate = rate * (shop.options.warm_rate if shop.options.warm_start else 1)
         self.warmup, self.average, self.floor = warmup, average, floor
         self.file = shop.runs / f"{stage}.pt"
         self.budget = shop.minutes[stage] * 60
@@ -132,7 +141,7 @@ class Run:
     def on(self):
         """Whether the budget still allows a step; keeps the clock and the checkpoints."""
         now = time.monotonic()
-        self.spent += now - self.clock
+        self.spent += min(now - self.clock, STEP_SECONDS)
         self.clock = now
         if self.spent >= self.budget:
             return False
@@ -198,6 +207,15 @@ def settled(shop, stage, modules):
     for module in modules:
         module.requires_grad_(False).eval()
     return modules
+
+
+def fingerprint(modules, tensors):
+    """A short name for weights and data, by which what was computed from them is told stale."""
+    parameters = [p for m in modules for p in m.parameters()]
+    digest = hashlib.sha256()
+    for tensor in [*parameters, *tensors]:
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def sheet(images, columns):
