@@ -2,11 +2,11 @@
 
 use std::process::Command;
 
-fn draw(threads: &str, folder: &std::path::Path) -> Vec<u8> {
-    let file = folder.join(format!("{threads}.png"));
+fn draw(threads: &str, dtype: &str, folder: &std::path::Path) -> Vec<u8> {
+    let file = folder.join(format!("{threads}-{dtype}.png"));
     let drawn = Command::new(env!("CARGO_BIN_EXE_darkroom"))
         .args(["generate", "a frog on a green background", "--seed", "7", "--steps", "4", "--guidance-scale", "3"])
-        .args(["--threads", threads, "--output"])
+        .args(["--threads", threads, "--dtype", dtype, "--output"])
         .arg(&file)
         .output()
         .unwrap();
@@ -17,8 +17,10 @@ fn draw(threads: &str, folder: &std::path::Path) -> Vec<u8> {
 #[test]
 fn a_picture_is_the_same_at_every_thread_count() {
     let folder = tempfile::tempdir().unwrap();
-    let one = draw("1", folder.path());
-    for threads in ["2", "4"] {
-        assert!(draw(threads, folder.path()) == one, "{threads} threads draw another picture");
+    for dtype in ["f32", "bf16"] {
+        let one = draw("1", dtype, folder.path());
+        for threads in ["2", "4"] {
+            assert!(draw(threads, dtype, folder.path()) == one, "{threads} threads draw another picture in {dtype}");
+        }
     }
 }

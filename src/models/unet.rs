@@ -47,6 +47,8 @@ pub struct Unet {
     up: Vec<Block>,
     norm_out: GroupNorm,
     conv_out: Conv2d,
+    /// What the first and last layers compute in: their rounding would be in every step's result.
+    edge_dtype: DType,
     dtype: DType,
 }
 
@@ -61,17 +63,18 @@ impl Unet {
         let (first, time) = (channels[0], config.time_width());
         let added = match (config.addition_time_embed_dim, config.projection_class_embeddings_input_dim) {
             (Some(width), Some(inputs)) if config.addition_embed_type.is_some() => {
-                let mlp = EmbeddingMlp::new(&weights.at("add_embedding"), inputs, time)?;
+                let mlp = EmbeddingMlp::new(&weights.exact().at("add_embedding"), inputs, time)?;
                 Some((config.sinusoids(width), mlp))
             }
             _ => None,
         };
         let (down, skips) = down_blocks(config, weights)?;
+        let edges = weights.exact();
         Ok(Self {
             sinusoids: config.sinusoids(first),
-            time: EmbeddingMlp::new(&weights.at("time_embedding"), first, time)?,
+            time: EmbeddingMlp::new(&edges.at("time_embedding"), first, time)?,
             added,
-            conv_in: Conv2d::new(&weights.at("conv_in"), config.in_channels, first, 3)?,
+            conv_in: Conv2d::new(&edges.at("conv_in"), config.in_channels, first, 3)?,
             down,
             middle: config
                 .mid_block_type
@@ -79,8 +82,9 @@ impl Unet {
                 .map(|_| Middle::new(config, &weights.at("mid_block")))
                 .transpose()?,
             up: up_blocks(config, weights, skips)?,
-            norm_out: GroupNorm::new(&weights.at("conv_norm_out"), first, config.norm_num_groups, config.norm_eps)?,
-            conv_out: Conv2d::new(&weights.at("conv_out"), first, config.out_channels, 3)?,
+            norm_out: GroupNorm::new(&edges.at("conv_norm_out"), first, config.norm_num_groups, config.norm_eps)?,
+            conv_out: Conv2d::new(&edges.at("conv_out"), first, config.out_channels, 3)?,
+            edge_dtype: edges.dtype(),
             dtype: weights.dtype(),
         })
     }
@@ -93,9 +97,10 @@ impl Unet {
     /// A shape that does not fit.
     pub fn forward(&self, latents: &Tensor, timestep: f64, conditioning: &Conditioning) -> Result<Tensor> {
         let batch = latents.dim(0)?;
-        let time = Activation::Silu.forward(&self.embed(timestep, batch, conditioning)?)?;
+        let time = Activation::Silu.forward(&self.embed(timestep, batch, conditioning)?)?.to_dtype(self.dtype)?;
         let context = Context { time, text: conditioning.text.to_dtype(self.dtype)? };
-        let mut x = self.conv_in.forward(&feature_map::from_planes(&latents.to_dtype(self.dtype)?)?)?;
+        let x = self.conv_in.forward(&feature_map::from_planes(&latents.to_dtype(self.edge_dtype)?)?)?;
+        let mut x = feature_map::cast(&x, self.dtype)?;
         let mut skips = vec![x.clone()];
         for block in &self.down {
             for layer in &block.layers {
@@ -120,6 +125,7 @@ impl Unet {
                 x = conv.forward_scaled(&x, feature_map::size(next)?)?;
             }
         }
+        let x = feature_map::cast(&x, self.edge_dtype)?;
         let x = self.conv_out.forward(&self.norm_out.forward_silu(&x)?)?;
         Ok(feature_map::to_planes(&x)?.to_dtype(DType::F32)?)
     }
@@ -127,11 +133,12 @@ impl Unet {
     /// The embedding of the timestep and of what is added to it: `(b, width)`.
     fn embed(&self, timestep: f64, batch: usize, conditioning: &Conditioning) -> Result<Tensor> {
         let device = conditioning.text.device();
-        let sinusoids = self.sinusoids.of(&vec![timestep; batch], device)?.to_dtype(self.dtype)?;
+        let sinusoids = self.sinusoids.of(&vec![timestep; batch], device)?.to_dtype(self.edge_dtype)?;
         let time = self.time.forward(&sinusoids)?;
         let (Some((sinusoids, mlp)), Some(added)) = (&self.added, &conditioning.added) else { return Ok(time) };
-        let sizes = sinusoids.of(added.sizes.as_flattened(), device)?.reshape((batch, ()))?.to_dtype(self.dtype)?;
-        let pooled = added.pooled.to_dtype(self.dtype)?;
+        let sizes =
+            sinusoids.of(added.sizes.as_flattened(), device)?.reshape((batch, ()))?.to_dtype(self.edge_dtype)?;
+        let pooled = added.pooled.to_dtype(self.edge_dtype)?;
         Ok((time + mlp.forward(&Tensor::cat(&[&pooled, &sizes], 1)?)?)?)
     }
 }

@@ -22,6 +22,8 @@ pub struct VaeDecoder {
     blocks: Vec<Block>,
     norm_out: GroupNorm,
     conv_out: Conv2d,
+    /// What the layers before the middle compute in.
+    edge_dtype: DType,
     dtype: DType,
 }
 
@@ -45,7 +47,8 @@ impl VaeDecoder {
         let channels = &config.block_out_channels;
         let (first, last) = (channels[0], channels[channels.len() - 1]);
         let decoder = weights.at("decoder");
-        let before = || Conv2d::new(&weights.at("post_quant_conv"), latents, latents, 1);
+        let edge = weights.exact();
+        let before = || Conv2d::new(&edge.at("post_quant_conv"), latents, latents, 1);
         let mut inputs = last;
         let mut blocks = Vec::new();
         for (index, &outputs) in channels.iter().rev().enumerate() {
@@ -55,11 +58,12 @@ impl VaeDecoder {
         Ok(Self {
             normalisation: Normalisation::new(config, weights)?,
             before: config.use_post_quant_conv.then(before).transpose()?,
-            conv_in: Conv2d::new(&decoder.at("conv_in"), latents, last, 3)?,
+            conv_in: Conv2d::new(&edge.at("decoder").at("conv_in"), latents, last, 3)?,
             middle: Middle::new(config, &decoder.at("mid_block"), last)?,
             blocks,
             norm_out: GroupNorm::new(&decoder.at("conv_norm_out"), first, config.norm_num_groups, NORM_EPSILON)?,
             conv_out: Conv2d::new(&decoder.at("conv_out"), first, config.out_channels, 3)?,
+            edge_dtype: edge.dtype(),
             dtype: weights.dtype(),
         })
     }
@@ -79,11 +83,12 @@ impl VaeDecoder {
     ///
     /// A shape that does not fit.
     pub fn decode_raw(&self, latents: &Tensor) -> Result<Tensor> {
-        let mut x = feature_map::from_planes(&latents.to_dtype(self.dtype)?)?;
+        let mut x = feature_map::from_planes(&latents.to_dtype(self.edge_dtype)?)?;
         if let Some(conv) = &self.before {
             x = conv.forward(&x)?;
         }
-        x = self.middle.forward(&self.conv_in.forward(&x)?)?;
+        let x = feature_map::cast(&self.conv_in.forward(&x)?, self.dtype)?;
+        let mut x = self.middle.forward(&x)?;
         for block in &self.blocks {
             x = block.forward(&x)?;
         }

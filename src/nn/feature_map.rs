@@ -3,17 +3,34 @@
 //! A feature map is `(b, h, w, c)` for the CPU kernels and `(b, c, h, w)` for the tensor library. Only this folder knows:
 //! the networks speak of channels, tokens and sizes.
 
-use candle_core::{D, Tensor};
+use candle_core::{D, DType, Tensor};
+use half::bf16;
 
 use super::{
     cpu,
-    host::{by_number, is_kernels, tensor_of, with_values},
+    host::{by_number, has_kernels, is_kernels, tensor_of, with_values},
 };
 use crate::Result;
 
 /// Where a map's channels are.
 fn channel_axis(map: &Tensor) -> usize {
     if is_kernels(map) { 3 } else { 1 }
+}
+
+/// The same numbers in another type.
+///
+/// # Errors
+///
+/// A type that the device does not have.
+pub fn cast(x: &Tensor, dtype: DType) -> Result<Tensor> {
+    if x.dtype() == dtype || !is_kernels(x) || !has_kernels(x.device(), dtype) {
+        return Ok(x.to_dtype(dtype)?);
+    }
+    let shape = x.dims().to_vec();
+    if dtype == DType::BF16 {
+        return with_values::<f32, _>(x, |x| tensor_of(cpu::convert::<f32, bf16>(x), shape));
+    }
+    with_values::<bf16, _>(x, |x| tensor_of(cpu::convert::<bf16, f32>(x), shape))
 }
 
 /// A map from planes `(b, c, h, w)`.

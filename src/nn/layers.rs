@@ -162,9 +162,8 @@ impl Linear {
 /// Rows of tokens by the kernels.
 fn multiply_rows<N: Number>(packed: &PackedWeights<N>, x: &Tensor, after: After<'_>) -> Result<Tensor> {
     let (rows, shape) = rows_of(x, packed.inputs(), packed.outputs())?;
-    let result = with_values(x, |x| {
-        with_finish(after, rows, |finish| Ok(cpu::product(Source::Rows(x), packed, rows, finish)))
-    })?;
+    let result =
+        with_values(x, |x| with_finish(after, rows, |finish| Ok(cpu::product(Source::Rows(x), packed, rows, finish))))?;
     tensor_of(result, shape)
 }
 

@@ -57,6 +57,7 @@ impl<'a> LoadProgress<'a> {
 pub struct Weights<'a> {
     files: Rc<Files<'a>>,
     prefix: String,
+    dtype: DType,
 }
 
 struct Files<'a> {
@@ -64,7 +65,6 @@ struct Files<'a> {
     /// Which file a tensor is in, and where.
     tensors: HashMap<String, (usize, TensorInfo)>,
     device: Device,
-    dtype: DType,
     progress: &'a LoadProgress<'a>,
 }
 
@@ -123,14 +123,14 @@ impl<'a> Weights<'a> {
             }
             opened.push(Opened { data_start: header + size_of::<u64>(), ..file });
         }
-        let files = Files { files: opened, tensors, device: device.clone(), dtype, progress };
-        Ok(Self { files: Rc::new(files), prefix: String::new() })
+        let files = Files { files: opened, tensors, device: device.clone(), progress };
+        Ok(Self { files: Rc::new(files), prefix: String::new(), dtype })
     }
 
     /// The tensors below `name`.
     #[must_use]
     pub fn at(&self, name: &str) -> Self {
-        Self { files: Rc::clone(&self.files), prefix: self.name(name) }
+        Self { files: Rc::clone(&self.files), prefix: self.name(name), dtype: self.dtype }
     }
 
     /// The tensors below the `index`th entry of the list `name`.
@@ -148,7 +148,15 @@ impl<'a> Weights<'a> {
     /// The number type that tensors are given in.
     #[must_use]
     pub fn dtype(&self) -> DType {
-        self.files.dtype
+        self.dtype
+    }
+
+    /// The same tensors in f32 where the CPU kernels compute: for layers whose rounding a whole drawing would carry on, and
+    /// which have little to compute. Elsewhere they stay as they are.
+    #[must_use]
+    pub fn exact(&self) -> Self {
+        let dtype = if self.has_kernels() { DType::F32 } else { self.dtype };
+        Self { dtype, ..self.clone() }
     }
 
     /// The device that tensors are on.
@@ -177,7 +185,7 @@ impl<'a> Weights<'a> {
         let raw = self.raw(name, wanted)?;
         // Converted where it is read, so that a device gets what it computes with and no more.
         let tensor = Tensor::from_raw_buffer(raw.bytes, raw.dtype, wanted[0], &Device::Cpu)?;
-        Ok(tensor.to_dtype(self.files.dtype)?.to_device(&self.files.device)?)
+        Ok(tensor.to_dtype(self.dtype)?.to_device(&self.files.device)?)
     }
 
     /// As [`tensor_of`](Self::tensor_of), where it is in its file.
@@ -213,7 +221,7 @@ impl<'a> Weights<'a> {
 
     /// Whether layers of these weights compute with the CPU kernels.
     pub(super) fn has_kernels(&self) -> bool {
-        has_kernels(&self.files.device, self.files.dtype)
+        has_kernels(&self.files.device, self.dtype)
     }
 
     fn name(&self, name: &str) -> String {

@@ -1,7 +1,11 @@
 //! Tokens, text encoders, UNets and VAEs, one by one.
 
 use candle_core::{DType, Device, IndexOp, Tensor};
-use darkroom::models::{Added, Conditioning, ModelSource, PromptTokenizer, Unet, VaeDecoder, VaeEncoder};
+use darkroom::{
+    models::{Added, Checkpoint, Conditioning, ModelSource, ModelSpec, PromptTokenizer, Unet, VaeDecoder, VaeEncoder},
+    nn::{LoadProgress, Weights},
+    sampling::NoiseGenerator,
+};
 use serde::Deserialize;
 
 use crate::support::{
@@ -136,4 +140,45 @@ fn a_picture_without_a_whole_latent_is_not_encoded() {
     let thin = Tensor::zeros((1, 3, 64, 7), DType::F32, &Device::Cpu).unwrap();
     let message = vae.encode(&thin).unwrap_err().to_string();
     assert_eq!(message, "image: 7 by 64 pixels are too few; at least 8 a side are needed");
+}
+
+/// A UNet's output in bf16 and in f32 for the same noise: the cosine of the angle between them.
+fn bf16_cosine(checkpoint: &Checkpoint, side: usize) -> f64 {
+    let spec = ModelSpec::read(checkpoint).unwrap();
+    let noise = |seed: u64, shape: &[usize]| {
+        let values = NoiseGenerator::new(seed).normals(shape.iter().product());
+        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    };
+    let latents = noise(1, &[2, spec.unet.in_channels, side, side]);
+    let text = noise(2, &[2, 77, spec.unet.cross_attention_dim.of(0)]);
+    let outputs = [DType::F32, DType::BF16].map(|dtype| {
+        let mut quiet = |_| {};
+        let progress = LoadProgress::new(&mut quiet);
+        let weights = Weights::open(checkpoint.weights("unet").unwrap(), &Device::Cpu, dtype, &progress).unwrap();
+        let unet = Unet::new(&spec.unet, &weights).unwrap();
+        let conditioning = Conditioning { text: text.clone(), added: None };
+        let output = unet.forward(&latents, 500.0, &conditioning).unwrap();
+        output.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    });
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let [wide, narrow] = &outputs;
+    dot(wide, narrow) / (dot(wide, wide) * dot(narrow, narrow)).sqrt()
+}
+
+#[test]
+fn a_unet_in_bf16_points_where_it_does_in_f32() {
+    let cosine = bf16_cosine(&Checkpoint::Bundled, 16);
+    assert!(cosine >= 0.999, "{cosine}");
+}
+
+/// ```sh
+/// DARKROOM_CHECKPOINT=directory cargo test --test reference full_size -- --ignored
+/// ```
+#[test]
+#[ignore = "needs the directory of a full-size Stable Diffusion 1.5 in DARKROOM_CHECKPOINT"]
+fn a_full_size_unet_in_bf16_points_where_it_does_in_f32() {
+    let root = std::env::var_os("DARKROOM_CHECKPOINT").expect("DARKROOM_CHECKPOINT names a directory");
+    let cosine = bf16_cosine(&Checkpoint::Directory(root.into()), 32);
+    println!("cosine {cosine}");
+    assert!(cosine >= 0.999, "{cosine}");
 }

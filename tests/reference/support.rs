@@ -36,8 +36,12 @@ pub fn spec(name: &str) -> ModelSpec {
 }
 
 pub fn load(source: ModelSource) -> InferencePipeline {
+    load_as(source, DtypeChoice::F32)
+}
+
+pub fn load_as(source: ModelSource, dtype: DtypeChoice) -> InferencePipeline {
     let limits = Limits::default();
-    let options = LoadOptions { source, device: DeviceChoice::Cpu, dtype: DtypeChoice::F32, limits };
+    let options = LoadOptions { source, device: DeviceChoice::Cpu, dtype, limits };
     InferencePipeline::load(&options, &mut |_| {}).unwrap()
 }
 

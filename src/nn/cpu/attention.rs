@@ -245,9 +245,7 @@ where
             if first_key > 0 {
                 for sums in &mut sums[query / T * panels..][..panels] {
                     let mut row = sums[query % T];
-                    for lane in 0..PV {
-                        row[lane] *= kept;
-                    }
+                    row.iter_mut().for_each(|sum| *sum *= kept);
                     sums[query % T] = row;
                 }
             }

@@ -1,11 +1,33 @@
 //! What only moves numbers.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
-use super::{element::Element, shared::filled};
+use super::{
+    element::Element,
+    shared::{Shared, filled},
+};
 
 /// Rows whose copying is worth a task.
 const ROWS: usize = 256;
+
+/// Numbers whose conversion is worth a task.
+const NUMBERS: usize = 1 << 16;
+
+/// The same numbers in another type.
+pub fn convert<F: Element, T: Element>(from: &[F]) -> Vec<T> {
+    filled(from.len(), |result: Shared<T>| {
+        from.par_chunks(NUMBERS).enumerate().for_each(|(part, from)| {
+            // SAFETY: this task alone has these numbers, inside the result.
+            let into: &mut [MaybeUninit<T>] =
+                unsafe { std::slice::from_raw_parts_mut(result.at(part * NUMBERS).cast(), from.len()) };
+            for (into, from) in into.iter_mut().zip(from) {
+                into.write(T::narrow(from.widen()));
+            }
+        });
+    })
+}
 
 /// Each row of `first` with the same row of `second` after it; their rows are of `widths` numbers.
 pub fn concat_rows<E: Element>(first: &[E], second: &[E], widths: (usize, usize)) -> Vec<E> {

@@ -107,7 +107,9 @@ mod tests {
 
     #[test]
     fn bf16_is_rounded_as_the_library_rounds() {
-        for bits in (0..=u32::MAX).step_by(4093).chain([0x7f80_0000, 0xff80_0000, 0x7f80_0001, 0x3f80_8000, 0x3f81_8000]) {
+        for bits in
+            (0..=u32::MAX).step_by(4093).chain([0x7f80_0000, 0xff80_0000, 0x7f80_0001, 0x3f80_8000, 0x3f81_8000])
+        {
             let value = f32::from_bits(bits);
             let (found, wanted) = (<bf16 as Element>::narrow(value), bf16::from_f32(value));
             assert!(found.to_bits() == wanted.to_bits() || value.is_nan() && found.is_nan(), "{bits:x}");

@@ -18,7 +18,7 @@ mod tests;
 mod tile;
 
 pub use attention::{AttentionInputs, AttentionSizes, attention};
-pub use copy::concat_rows;
+pub use copy::{concat_rows, convert};
 pub use element::Element;
 pub use isa::Isa;
 pub use norm::{Affine, Then, group_norm, layer_norm};

@@ -43,8 +43,7 @@ pub fn group_norm<E: Element>(x: &[E], images: usize, groups: usize, affine: Aff
         .par_chunks(pixels * channels)
         .map(|image| {
             let origin: Vec<f32> = image[..channels].iter().map(|x| x.widen()).collect();
-            let parts: Vec<Sums> =
-                image.par_chunks(ROWS * channels).map(|rows| sums(isa, rows, &origin)).collect();
+            let parts: Vec<Sums> = image.par_chunks(ROWS * channels).map(|rows| sums(isa, rows, &origin)).collect();
             factors(&parts, &origin, pixels, groups, affine)
         })
         .collect();

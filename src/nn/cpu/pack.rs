@@ -4,7 +4,11 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use super::{element::Element, isa::Isa, shared::{Shared, filled}};
+use super::{
+    element::Element,
+    isa::Isa,
+    shared::{Shared, filled},
+};
 
 /// Bytes of a panel that are gone through for many tiles before the next: they stay in the second-level cache.
 const BLOCK_BYTES: usize = 160 << 10;
@@ -48,12 +52,7 @@ impl<E: Element> PackedWeights<E> {
     }
 
     /// As [`new`](Self::new), for the instructions of `isa`.
-    pub(super) fn for_isa(
-        isa: Isa,
-        sizes: LayerSizes,
-        bias: &[f32],
-        read: impl Fn(usize, &mut [f32]) + Sync,
-    ) -> Self {
+    pub(super) fn for_isa(isa: Isa, sizes: LayerSizes, bias: &[f32], read: impl Fn(usize, &mut [f32]) + Sync) -> Self {
         let LayerSizes { outputs, inputs, taps } = sizes;
         assert!(taps <= MOST_TAPS && inputs > 0, "a layer has inputs and few taps");
         let panel = E::panel(isa);
@@ -106,7 +105,9 @@ impl<E: Element> PackedWeights<E> {
                         assert!(into.len() > (lanes - 1) * E::DEPTH && column.len() > (lanes - 1) * of_lane);
                         for lane in 0..lanes {
                             // SAFETY: the last lane's places are inside, as was just checked.
-                            unsafe { into.get_unchecked_mut(lane * E::DEPTH).write(*column.get_unchecked(lane * of_lane)) };
+                            unsafe {
+                                into.get_unchecked_mut(lane * E::DEPTH).write(*column.get_unchecked(lane * of_lane))
+                            };
                         }
                     }
                 }

@@ -278,7 +278,8 @@ fn run<E: Element, M: Multiply<E, P, T>, const FMA: bool, const P: usize, const 
                     partial[tile] = sums;
                     continue;
                 }
-                let place = Place { panel, first: task.rows.start + tile * T, count: T.min(task.rows.len() - tile * T) };
+                let place =
+                    Place { panel, first: task.rows.start + tile * T, count: T.min(task.rows.len() - tile * T) };
                 if task.finish.gated {
                     let gates = weights.panel_data(panel + task.outputs / P);
                     let mut gate = [[0.0; P]; T];

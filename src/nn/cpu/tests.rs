@@ -130,7 +130,8 @@ fn linear_layers<E: Element + Tolerance>() {
     for isa in Isa::all() {
         for _ in 0..12 {
             let rows = random.random_range(1..260);
-            let sizes = LayerSizes { outputs: random.random_range(1..150), inputs: random.random_range(1..200), taps: 1 };
+            let sizes =
+                LayerSizes { outputs: random.random_range(1..150), inputs: random.random_range(1..200), taps: 1 };
             let x: Vec<E> = numbers(&mut random, rows * sizes.inputs);
             let layer = Layer::<E>::random(&mut random, sizes, rows, rows);
             let sums = layer.sums(rows, |row, _, input| wide(x[row * sizes.inputs + input]));
@@ -182,7 +183,11 @@ fn gated_layers<E: Element + Tolerance>() {
             };
             let wanted: Vec<f64> = (0..rows * half).map(gate).collect();
             let finish = Finish { gated: true, ..Finish::default() };
-            check(&format!("{isa:?}, {sizes:?}"), &product_with(isa, Source::Rows(&x), &packed, rows, &finish), &wanted);
+            check(
+                &format!("{isa:?}, {sizes:?}"),
+                &product_with(isa, Source::Rows(&x), &packed, rows, &finish),
+                &wanted,
+            );
         }
     }
 }

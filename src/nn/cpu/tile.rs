@@ -61,13 +61,15 @@ impl<const FMA: bool, const P: usize, const T: usize> Multiply<bf16, P, T> for W
         const { assert!(P.is_multiple_of(LANES), "a panel is whole vectors") };
         let pairs = inputs / 2;
         for first in (0..P).step_by(LANES) {
-            let mut kept: [[f32; LANES]; T] = std::array::from_fn(|row| std::array::from_fn(|lane| sums[row][first + lane]));
+            let mut kept: [[f32; LANES]; T] =
+                std::array::from_fn(|row| std::array::from_fn(|lane| sums[row][first + lane]));
             let mut weights = panel.cast::<u32>().wrapping_add(first);
             for vectors in vectors {
                 let rows: [*const u16; T] = std::array::from_fn(|row| vectors[row].wrapping_add(skip).cast::<u16>());
                 for pair in 0..pairs {
                     // SAFETY: the vectors have this pair and the panel its weights, by the caller's promise.
-                    let words = std::array::from_fn(|row| unsafe { rows[row].cast::<u32>().add(pair).read_unaligned() });
+                    let words =
+                        std::array::from_fn(|row| unsafe { rows[row].cast::<u32>().add(pair).read_unaligned() });
                     // SAFETY: as above.
                     unsafe { add_pair::<FMA, T>(&mut kept, &words, weights) };
                     weights = weights.wrapping_add(P);
@@ -119,11 +121,12 @@ pub use x86::{Dot, Fused512, Widened512};
 /// The same with instructions named one by one: left to itself the compiler gathers a tile's rows into vectors, many times
 /// as slowly. There are loops where closures would be shorter: a closure would not have the caller's instructions.
 #[cfg(target_arch = "x86_64")]
+#[expect(clippy::needless_range_loop, reason = "an iterator's closures would not have the caller's instructions")]
 mod x86 {
     use std::arch::x86_64::{
         __m512, __m512bh, __m512i, _mm512_and_si512, _mm512_castsi512_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps,
-        _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
-        _mm512_slli_epi32, _mm512_storeu_ps,
+        _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+        _mm512_setzero_si512, _mm512_slli_epi32, _mm512_storeu_ps,
     };
 
     use half::bf16;
