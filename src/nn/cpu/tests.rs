@@ -52,8 +52,11 @@ fn activated(activation: Option<Activation>, x: f64) -> f64 {
     }
 }
 
-/// The normal distribution's function, by its series (Marsaglia 2004).
+/// The normal distribution's function, by its series (Marsaglia 2004), which far from 0 overflows.
 fn normal(x: f64) -> f64 {
+    if x.abs() > 8.0 {
+        return if x > 0.0 { 1.0 } else { 0.0 };
+    }
     let (mut sum, mut term, mut n) = (x, x, 1.0);
     while sum + term != sum {
         n += 2.0;
