@@ -1,7 +1,8 @@
 //! The layers that networks are made of: products and norms, with what follows them fused where that pays.
 //!
 //! Tokens are `(b, n, c)`; a feature map's layout is private to this folder: see [`feature_map`](super::feature_map). In
-//! f32 and bf16 on the CPU everything goes through the kernels in `cpu`, elsewhere through the tensor library.
+//! f32 and bf16 on the CPU everything goes through the kernels in `cpu`, elsewhere through the tensor library. The file is
+//! long because each layer has both ways side by side, so that they can be seen to do the same.
 
 use candle_core::{D, DType, Tensor};
 use half::bf16;

@@ -364,6 +364,33 @@ mod tests {
     }
 
     #[test]
+    fn numbers_are_read_in_f32_from_every_type_they_are_published_in() {
+        // More than are widened at once.
+        let values: Vec<f32> = (0..150_u8).map(|i| f32::from(i) / 4.0 - 16.0).collect();
+        let bytes = |of: &dyn Fn(f32) -> Vec<u8>| values.iter().flat_map(|value| of(*value)).collect::<Vec<u8>>();
+        let files = [
+            (Dtype::F16, bytes(&|value| f16::from_f32(value).to_le_bytes().to_vec())),
+            (Dtype::BF16, bytes(&|value| bf16::from_f32(value).to_le_bytes().to_vec())),
+            (Dtype::F32, bytes(&|value| value.to_le_bytes().to_vec())),
+            (Dtype::F64, bytes(&|value| f64::from(value).to_le_bytes().to_vec())),
+        ];
+        let folder = tempfile::tempdir().unwrap();
+        for (dtype, bytes) in files {
+            let path = folder.path().join(format!("{dtype:?}.safetensors"));
+            let view = TensorView::new(dtype, vec![150], &bytes).unwrap();
+            safetensors::serialize_to_file([("bias", view)], None, &path).unwrap();
+            let mut report = |_| {};
+            let progress = LoadProgress::new(&mut report);
+            let weights = Weights::open(vec![WeightFile::Path(path)], &Device::Cpu, DType::BF16, &progress).unwrap();
+            let raw = weights.raw("bias", &[&[150]]).unwrap();
+            assert_eq!(raw.to_vec(), values, "{dtype:?}");
+            let mut some = [0.0; 70];
+            raw.numbers().read(77, &mut some);
+            assert_eq!(some, values[77..147], "{dtype:?}");
+        }
+    }
+
+    #[test]
     fn a_truncated_file_is_found_before_any_tensor_is_read() {
         let folder = tempfile::tempdir().unwrap();
         let path = written(folder.path());

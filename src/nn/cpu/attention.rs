@@ -1,6 +1,8 @@
 //! Attention without the matrix of all scores: keys go by in blocks, and each query keeps a running maximum, sum and
 //! result (Milakov and Gimelshein 2018; Dao et al. 2022).
 
+use std::ops::Range;
+
 use half::bf16;
 use rayon::prelude::*;
 
@@ -8,17 +10,12 @@ use super::{
     element::Element,
     isa::{Isa, PORTABLE_FMA, multiply_add},
     math,
-    product::{PANEL, WIDE_PANEL},
     shared::{Shared, filled},
-    tile::{Fused, Multiply, Widened},
+    tile::{Fused, Multiply, PANEL, ROWS, Sums, WIDE_PANEL, Widened},
 };
 
 /// Queries of a task: whole tiles of either height.
-const QUERIES: usize = 48;
-/// Rows of a tile with 16 registers.
-const ROWS: usize = 6;
-/// Rows of a tile with 32 registers.
-const WIDE_ROWS: usize = 8;
+const QUERIES: usize = 8 * ROWS;
 /// Numbers of a block of keys, which stay in the second-level cache with as many of the values.
 const BLOCK_NUMBERS: usize = 24 << 10;
 /// Below any score that is one.
@@ -170,8 +167,8 @@ pub fn attend_bf16(isa: Isa, task: &Attending<'_, bf16>) {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Attending, Fused, PANEL, ROWS, WIDE_PANEL, WIDE_ROWS, Widened, attend_body, bf16};
-    use crate::nn::cpu::tile::{Dot, Fused512, Widened512};
+    use super::{Attending, attend_body, bf16};
+    use crate::nn::cpu::tile::{Dot, Fused, Fused512, PANEL, ROWS, WIDE_PANEL, WIDE_ROWS, Widened, Widened512};
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
     pub fn f32_avx512(task: &Attending<'_, f32>) {
@@ -208,64 +205,105 @@ where
     K: Multiply<E, PK, T>,
     V: Multiply<E, PV, T>,
 {
-    let (sizes, depth) = (task.sizes, E::DEPTH);
+    let sizes = task.sizes;
     let (width, block) = (sizes.width, sizes.block());
     let scale = 1.0 / (width as f32).sqrt();
     let panels = width.div_ceil(PV);
-    let (of_key_panel, of_value_panel) = (width.next_multiple_of(depth) * PK, sizes.keys.next_multiple_of(depth) * PV);
-    let origin =
-        (task.head / sizes.heads * sizes.queries + task.first) * sizes.channels() + task.head % sizes.heads * width;
     // Filled up to whole tiles; what is past the last query repeats it and is not written.
     let mut scores = vec![0.0_f32; QUERIES * block];
     let mut shares = vec![E::default(); QUERIES * block];
     let mut sums = vec![[[0.0_f32; PV]; T]; QUERIES / T * panels];
     let mut states = [(LOWEST, 0.0_f32); QUERIES];
-    for first_key in (0..sizes.keys).step_by(block) {
-        let keys = block.min(sizes.keys - first_key);
-        for tile in (0..task.count).step_by(T) {
-            let mut vectors = [[std::ptr::null(); T]];
-            for (slot, vector) in vectors[0].iter_mut().enumerate() {
-                let query = (tile + slot).min(task.count - 1);
-                *vector = task.inputs.queries[origin + query * sizes.channels()..][..width].as_ptr();
-            }
-            for panel in 0..keys.div_ceil(PK) {
-                let packed = &task.packed.keys[(first_key / PK + panel) * of_key_panel..][..of_key_panel];
-                let mut found = [[0.0_f32; PK]; T];
-                // SAFETY: each query has `width` channels, and so has the panel; whoever chose `K` knows the processor.
-                unsafe { K::add(&mut found, &vectors, 0, width, packed.as_ptr()) };
-                for (slot, row) in found.iter().enumerate() {
-                    scores[(tile + slot) * block + panel * PK..][..PK].copy_from_slice(row);
-                }
-            }
-        }
+    for first in (0..sizes.keys).step_by(block) {
+        let keys = first..(first + block).min(sizes.keys);
+        score::<E, K, PK, T>(task, keys.clone(), block, &mut scores);
         for (query, state) in states.iter_mut().enumerate().take(task.count) {
-            let row = &mut scores[query * block..][..keys];
-            let mask = task.inputs.mask.map(|mask| &mask[(task.first + query) * sizes.keys + first_key..][..keys]);
-            let kept = soften::<E, FMA>(row, scale, mask, state, &mut shares[query * block..][..keys]);
-            if first_key > 0 {
+            let row = &mut scores[query * block..][..keys.len()];
+            let mask = task.inputs.mask.map(|mask| &mask[(task.first + query) * sizes.keys..][keys.clone()]);
+            let kept = soften::<E, FMA>(row, scale, mask, state, &mut shares[query * block..][..keys.len()]);
+            if first > 0 {
                 for sums in &mut sums[query / T * panels..][..panels] {
-                    let mut row = sums[query % T];
-                    row.iter_mut().for_each(|sum| *sum *= kept);
-                    sums[query % T] = row;
+                    sums[query % T].iter_mut().for_each(|sum| *sum *= kept);
                 }
             }
         }
-        for tile in (0..task.count).step_by(T) {
-            let mut vectors = [[std::ptr::null(); T]];
-            for (slot, vector) in vectors[0].iter_mut().enumerate() {
-                let query = (tile + slot).min(task.count - 1);
-                *vector = shares[query * block..][..keys].as_ptr();
-            }
-            for panel in 0..panels {
-                let packed = &task.packed.values[panel * of_value_panel + first_key * PV..];
-                assert!(packed.len() >= keys.next_multiple_of(depth) * PV, "a panel has a block's keys");
-                // SAFETY: each row of shares has `keys` numbers, and so has the panel; whoever chose `V` knows the processor.
-                unsafe { V::add(&mut sums[tile / T * panels + panel], &vectors, 0, keys, packed.as_ptr()) };
+        add_values::<E, V, PV, T>(task, keys, block, &shares, &mut sums);
+    }
+    store::<E, PV, T>(task, &sums, &states);
+}
+
+/// Where the first of a task's queries is.
+fn origin<E>(task: &Attending<'_, E>) -> usize {
+    let sizes = task.sizes;
+    (task.head / sizes.heads * sizes.queries + task.first) * sizes.channels() + task.head % sizes.heads * sizes.width
+}
+
+/// Multiplies queries with a block of keys, into rows of `block` scores.
+#[inline(always)]
+fn score<E: Element, K: Multiply<E, PK, T>, const PK: usize, const T: usize>(
+    task: &Attending<'_, E>,
+    keys: Range<usize>,
+    block: usize,
+    scores: &mut [f32],
+) {
+    let (sizes, width, origin) = (task.sizes, task.sizes.width, origin(task));
+    let of_panel = width.next_multiple_of(E::DEPTH) * PK;
+    for tile in (0..task.count).step_by(T) {
+        let mut vectors = [[std::ptr::null(); T]];
+        for (slot, vector) in vectors[0].iter_mut().enumerate() {
+            let query = (tile + slot).min(task.count - 1);
+            *vector = task.inputs.queries[origin + query * sizes.channels()..][..width].as_ptr();
+        }
+        for panel in 0..keys.len().div_ceil(PK) {
+            let packed = &task.packed.keys[(keys.start / PK + panel) * of_panel..][..of_panel];
+            let mut found = [[0.0_f32; PK]; T];
+            // SAFETY: each query has `width` channels, and so has the panel; whoever chose `K` knows the processor.
+            unsafe { K::add(&mut found, &vectors, 0, width, packed.as_ptr()) };
+            for (slot, row) in found.iter().enumerate() {
+                scores[(tile + slot) * block + panel * PK..][..PK].copy_from_slice(row);
             }
         }
     }
+}
+
+/// Adds to each query's sums the values of a block of keys, by rows of `block` shares.
+#[inline(always)]
+fn add_values<E: Element, V: Multiply<E, PV, T>, const PV: usize, const T: usize>(
+    task: &Attending<'_, E>,
+    keys: Range<usize>,
+    block: usize,
+    shares: &[E],
+    sums: &mut [Sums<PV, T>],
+) {
+    let panels = task.sizes.width.div_ceil(PV);
+    let of_panel = task.sizes.keys.next_multiple_of(E::DEPTH) * PV;
+    for tile in (0..task.count).step_by(T) {
+        let mut vectors = [[std::ptr::null(); T]];
+        for (slot, vector) in vectors[0].iter_mut().enumerate() {
+            let query = (tile + slot).min(task.count - 1);
+            *vector = shares[query * block..][..keys.len()].as_ptr();
+        }
+        for panel in 0..panels {
+            let packed = &task.packed.values[panel * of_panel + keys.start * PV..];
+            assert!(packed.len() >= keys.len().next_multiple_of(E::DEPTH) * PV, "a panel has a block's keys");
+            // SAFETY: each row of shares has as many numbers as there are keys, and so has the panel; whoever chose `V` knows
+            // the processor.
+            unsafe { V::add(&mut sums[tile / T * panels + panel], &vectors, 0, keys.len(), packed.as_ptr()) };
+        }
+    }
+}
+
+/// Divides each query's sums by its shares' sum, into the result.
+#[inline(always)]
+fn store<E: Element, const PV: usize, const T: usize>(
+    task: &Attending<'_, E>,
+    sums: &[Sums<PV, T>],
+    states: &[(f32, f32); QUERIES],
+) {
+    let (width, origin) = (task.sizes.width, origin(task));
+    let panels = width.div_ceil(PV);
     for (query, (_, total)) in states.iter().enumerate().take(task.count) {
-        let place = origin + query * sizes.channels();
+        let place = origin + query * task.sizes.channels();
         let share = 1.0 / total;
         for (panel, sums) in sums[query / T * panels..][..panels].iter().enumerate() {
             let (sums, mut row) = (&sums[query % T], [E::default(); PV]);

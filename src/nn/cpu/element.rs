@@ -6,6 +6,7 @@ use super::{
     attention::{self, Attending},
     isa::Isa,
     product::{self, Multiplying},
+    tile,
 };
 
 /// A number type of the kernels.
@@ -47,8 +48,8 @@ impl Element for f32 {
 
     fn panel(isa: Isa) -> usize {
         match isa {
-            Isa::Avx512Bf16 | Isa::Avx512 => product::WIDE_PANEL,
-            Isa::Avx2 | Isa::Portable => product::PANEL,
+            Isa::Avx512Bf16 | Isa::Avx512 => tile::WIDE_PANEL,
+            Isa::Avx2 | Isa::Portable => tile::PANEL,
         }
     }
 
@@ -61,7 +62,7 @@ impl Element for f32 {
     }
 
     fn attention_panels(_isa: Isa) -> (usize, usize) {
-        (product::PANEL, product::PANEL)
+        (tile::PANEL, tile::PANEL)
     }
 }
 
@@ -85,7 +86,7 @@ impl Element for bf16 {
     }
 
     fn panel(_isa: Isa) -> usize {
-        product::WIDE_PANEL
+        tile::WIDE_PANEL
     }
 
     fn multiply(isa: Isa, task: &Multiplying<'_, Self>) {
@@ -97,7 +98,7 @@ impl Element for bf16 {
     }
 
     fn attention_panels(_isa: Isa) -> (usize, usize) {
-        (product::WIDE_PANEL, product::PANEL)
+        (tile::WIDE_PANEL, tile::PANEL)
     }
 }
 

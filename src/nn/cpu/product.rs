@@ -16,23 +16,15 @@ use super::{
     element::Element,
     isa::{Isa, PORTABLE_FMA},
     math,
-    pack::{MOST_TAPS, PackedWeights},
+    pack::PackedWeights,
     shared::{Shared, filled},
-    tile::{Fused, Multiply, Sums, Widened},
+    tile::{Fused, Multiply, PANEL, ROWS, Sums, WIDE_PANEL, WIDE_ROWS, Widened},
 };
 use crate::nn::Activation;
 
-/// Outputs of a panel where vectors are of 256 bits or less: two vectors for each of 6 rows fill 12 of 16 registers, and
-/// leave room for weights and an input.
-pub const PANEL: usize = 16;
-/// Outputs of a panel where there are 32 registers, or numbers are in pairs.
-pub const WIDE_PANEL: usize = 32;
-/// Rows of a tile with 16 registers.
-const ROWS: usize = 6;
-/// Rows of a tile with 32 registers.
-const WIDE_ROWS: usize = 8;
 /// Rows that one task goes through with a panel: whole tiles of either height.
 const TASK_ROWS: usize = 192;
+const _: () = assert!(TASK_ROWS.is_multiple_of(ROWS) && TASK_ROWS.is_multiple_of(WIDE_ROWS), "tiles are whole");
 /// Tasks for each thread, so that none is idle for long at the end.
 const TASKS_OF_THREAD: usize = 16;
 
@@ -215,8 +207,8 @@ pub fn multiply_bf16(isa: Isa, task: &Multiplying<'_, bf16>) {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Fused, Multiplying, PANEL, ROWS, WIDE_PANEL, WIDE_ROWS, Widened, bf16, run};
-    use crate::nn::cpu::tile::{Dot, Fused512, Widened512};
+    use super::{Multiplying, bf16, run};
+    use crate::nn::cpu::tile::{Dot, Fused, Fused512, PANEL, ROWS, WIDE_PANEL, WIDE_ROWS, Widened, Widened512};
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
     pub fn f32_avx512(task: &Multiplying<'_, f32>) {
@@ -378,5 +370,3 @@ fn store<E: Element, const P: usize, const T: usize>(sums: &Sums<P, T>, task: &M
         }
     }
 }
-
-const _: () = assert!(TASK_ROWS.is_multiple_of(ROWS) && TASK_ROWS.is_multiple_of(WIDE_ROWS) && MOST_TAPS == 9);

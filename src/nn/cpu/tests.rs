@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 use super::{
     AttentionInputs, AttentionSizes, Element, Finish, Gather, Isa, LayerSizes, PackedWeights, Source, Then,
     attention::attention_with,
-    concat_rows,
+    concat_rows, convert,
     norm::{Affine, group_norm, layer_norm},
     product::product_with,
 };
@@ -128,6 +128,14 @@ impl<E: Element + Tolerance> Layer<E> {
     }
 }
 
+fn check_linear<E: Element + Tolerance>(isa: Isa, random: &mut SmallRng, rows: usize, sizes: LayerSizes) {
+    let x: Vec<E> = numbers(random, rows * sizes.inputs);
+    let layer = Layer::<E>::random(random, sizes, rows, rows);
+    let sums = layer.sums(rows, |row, _, input| wide(x[row * sizes.inputs + input]));
+    let found = product_with(isa, Source::Rows(&x), &layer.packed(isa), rows, &layer.finish());
+    check(&format!("{isa:?}, {rows} rows, {sizes:?}"), &found, &layer.wanted(&sums));
+}
+
 fn linear_layers<E: Element + Tolerance>() {
     let mut random = SmallRng::seed_from_u64(1);
     for isa in Isa::all() {
@@ -135,11 +143,7 @@ fn linear_layers<E: Element + Tolerance>() {
             let rows = random.random_range(1..260);
             let sizes =
                 LayerSizes { outputs: random.random_range(1..150), inputs: random.random_range(1..200), taps: 1 };
-            let x: Vec<E> = numbers(&mut random, rows * sizes.inputs);
-            let layer = Layer::<E>::random(&mut random, sizes, rows, rows);
-            let sums = layer.sums(rows, |row, _, input| wide(x[row * sizes.inputs + input]));
-            let found = product_with(isa, Source::Rows(&x), &layer.packed(isa), rows, &layer.finish());
-            check(&format!("{isa:?}, {rows} rows, {sizes:?}"), &found, &layer.wanted(&sums));
+            check_linear::<E>(isa, &mut random, rows, sizes);
         }
     }
 }
@@ -152,14 +156,9 @@ fn linear_layers_are_those_of_f64() {
 
 fn long_sums<E: Element + Tolerance>() {
     let mut random = SmallRng::seed_from_u64(2);
-    // More inputs than a block, and an odd count of them.
-    let (rows, sizes) = (7, LayerSizes { outputs: 33, inputs: 5431, taps: 1 });
-    let x: Vec<E> = numbers(&mut random, rows * sizes.inputs);
     for isa in Isa::all() {
-        let layer = Layer::<E>::random(&mut random, sizes, rows, rows);
-        let sums = layer.sums(rows, |row, _, input| wide(x[row * sizes.inputs + input]));
-        let found = product_with(isa, Source::Rows(&x), &layer.packed(isa), rows, &layer.finish());
-        check(&format!("{isa:?}"), &found, &layer.wanted(&sums));
+        // More inputs than a block, and an odd count of them.
+        check_linear::<E>(isa, &mut random, 7, LayerSizes { outputs: 33, inputs: 5431, taps: 1 });
     }
 }
 
@@ -360,4 +359,13 @@ fn rows_are_joined_in_order() {
     for (row, joined) in joined.chunks_exact(5).enumerate() {
         assert_eq!((&joined[..3], &joined[3..]), (&first[row * 3..][..3], &second[row * 2..][..2]));
     }
+}
+
+#[test]
+fn numbers_are_converted_one_by_one() {
+    let wide: Vec<f32> = numbers(&mut SmallRng::seed_from_u64(7), 100_003);
+    let narrow: Vec<bf16> = convert(&wide);
+    assert!(narrow.iter().zip(&wide).all(|(narrow, wide)| *narrow == bf16::from_f32(*wide)));
+    let back: Vec<f32> = convert(&narrow);
+    assert!(back.iter().zip(&narrow).all(|(back, narrow)| *back == narrow.to_f32()));
 }

@@ -7,6 +7,16 @@ use half::bf16;
 
 use super::{element::Element, isa::multiply_add};
 
+/// Outputs of a panel where vectors are of 256 bits or less: two vectors for each of 6 rows fill 12 of 16 registers, and
+/// leave room for weights and an input.
+pub const PANEL: usize = 16;
+/// Outputs of a panel where there are 32 registers, or numbers are in pairs.
+pub const WIDE_PANEL: usize = 32;
+/// Rows of a tile with 16 registers.
+pub const ROWS: usize = 6;
+/// Rows of a tile with 32 registers.
+pub const WIDE_ROWS: usize = 8;
+
 /// `T` rows of sums for one panel of `P` outputs.
 pub type Sums<const P: usize, const T: usize> = [[f32; P]; T];
 
@@ -89,6 +99,8 @@ impl<const FMA: bool, const P: usize, const T: usize> Multiply<bf16, P, T> for W
     }
 }
 
+/// Adds to rows of sums the products of a pair of each with pairs of weights.
+///
 /// # Safety
 ///
 /// `weights` is to [`LANES`] pairs.
@@ -123,10 +135,13 @@ pub use x86::{Dot, Fused512, Widened512};
 #[cfg(target_arch = "x86_64")]
 #[expect(clippy::needless_range_loop, reason = "an iterator's closures would not have the caller's instructions")]
 mod x86 {
-    use std::arch::x86_64::{
-        __m512, __m512bh, __m512i, _mm512_and_si512, _mm512_castsi512_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps,
-        _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
-        _mm512_setzero_si512, _mm512_slli_epi32, _mm512_storeu_ps,
+    use std::{
+        arch::x86_64::{
+            __m512, __m512bh, __m512i, _mm512_and_si512, _mm512_castsi512_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps,
+            _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+            _mm512_setzero_si512, _mm512_slli_epi32, _mm512_storeu_ps,
+        },
+        marker::PhantomData,
     };
 
     use half::bf16;
@@ -136,6 +151,8 @@ mod x86 {
     /// A tile's sums in registers: `V` vectors of 16 lanes for each row.
     type Registers<const V: usize, const T: usize> = [[__m512; V]; T];
 
+    /// Puts sums in registers.
+    ///
     /// # Safety
     ///
     /// The processor has AVX-512.
@@ -154,6 +171,8 @@ mod x86 {
         }
     }
 
+    /// Puts sums back.
+    ///
     /// # Safety
     ///
     /// The processor has AVX-512.
@@ -217,45 +236,52 @@ mod x86 {
         unsafe fn add<const V: usize>(row: &mut [__m512; V], pair: i32, weights: &[__m512i; V]);
     }
 
-    /// [`Multiply::add`] for bf16, pair by pair.
-    ///
-    /// # Safety
-    ///
-    /// As [`Multiply::add`].
-    #[inline(always)]
-    unsafe fn add_pairs<W: Pair, const V: usize, const P: usize, const T: usize>(
-        sums: &mut Sums<P, T>,
-        vectors: &[[*const bf16; T]],
-        skip: usize,
-        inputs: usize,
-        panel: *const bf16,
-    ) {
-        // SAFETY: the processor has the instructions, the vectors have each pair that is read and the panel its weights, all
-        // by the caller's promise; the last of an odd count of inputs has no second, whose weight is zero.
-        unsafe {
-            let mut kept: Registers<V, T> = load(sums);
-            let mut weights = panel;
-            for vectors in vectors {
-                let rows: [*const bf16; T] = std::array::from_fn(|row| vectors[row].wrapping_add(skip));
-                for pair in 0..inputs / 2 {
-                    let lanes = load_pairs::<V>(weights);
-                    weights = weights.add(2 * P);
-                    for row in 0..T {
-                        W::add(&mut kept[row], rows[row].add(2 * pair).cast::<i32>().read_unaligned(), &lanes);
+    /// bf16 by bf16, pair by pair as `W` does it, in `V` vectors of 16 lanes.
+    pub struct Paired<W, const V: usize>(PhantomData<W>);
+
+    /// With `vdpbf16ps`.
+    pub type Dot<const V: usize> = Paired<DotProduct, V>;
+    /// With AVX-512 that has no instruction for it: both are widened to f32, as by [`Widened`](super::Widened).
+    pub type Widened512<const V: usize> = Paired<Widening, V>;
+
+    impl<W: Pair, const V: usize, const P: usize, const T: usize> Multiply<bf16, P, T> for Paired<W, V> {
+        #[inline(always)]
+        unsafe fn add(
+            sums: &mut Sums<P, T>,
+            vectors: &[[*const bf16; T]],
+            skip: usize,
+            inputs: usize,
+            panel: *const bf16,
+        ) {
+            // SAFETY: the processor has the instructions, the vectors have each pair that is read and the panel its weights, all
+            // by the caller's promise; the last of an odd count of inputs has no second, whose weight is zero.
+            unsafe {
+                let mut kept: Registers<V, T> = load(sums);
+                let mut weights = panel;
+                for vectors in vectors {
+                    let rows: [*const bf16; T] = std::array::from_fn(|row| vectors[row].wrapping_add(skip));
+                    for pair in 0..inputs / 2 {
+                        let lanes = load_pairs::<V>(weights);
+                        weights = weights.add(2 * P);
+                        for row in 0..T {
+                            W::add(&mut kept[row], rows[row].add(2 * pair).cast::<i32>().read_unaligned(), &lanes);
+                        }
+                    }
+                    if inputs % 2 == 1 {
+                        let lanes = load_pairs::<V>(weights);
+                        weights = weights.add(2 * P);
+                        for row in 0..T {
+                            W::add(&mut kept[row], i32::from((*rows[row].add(inputs - 1)).to_bits()), &lanes);
+                        }
                     }
                 }
-                if inputs % 2 == 1 {
-                    let lanes = load_pairs::<V>(weights);
-                    weights = weights.add(2 * P);
-                    for row in 0..T {
-                        W::add(&mut kept[row], i32::from((*rows[row].add(inputs - 1)).to_bits()), &lanes);
-                    }
-                }
+                store(&kept, sums);
             }
-            store(&kept, sums);
         }
     }
 
+    /// Pairs of weights, in registers.
+    ///
     /// # Safety
     ///
     /// `weights` is to `V` vectors of pairs, and the processor has AVX-512.
@@ -271,10 +297,10 @@ mod x86 {
         }
     }
 
-    /// bf16 by bf16 with `vdpbf16ps`.
-    pub struct Dot<const V: usize>;
+    /// `vdpbf16ps`.
+    pub struct DotProduct;
 
-    impl<const V: usize> Pair for Dot<V> {
+    impl Pair for DotProduct {
         #[inline(always)]
         unsafe fn add<const N: usize>(row: &mut [__m512; N], pair: i32, weights: &[__m512i; N]) {
             // SAFETY: the processor is as the caller promises, and both types are 512 bits that mean the same.
@@ -288,10 +314,10 @@ mod x86 {
         }
     }
 
-    /// bf16 by bf16 with AVX-512 that has no instruction for it: both are widened to f32, as by [`Widened`](super::Widened).
-    pub struct Widened512<const V: usize>;
+    /// Two multiplications in f32.
+    pub struct Widening;
 
-    impl<const V: usize> Pair for Widened512<V> {
+    impl Pair for Widening {
         #[inline(always)]
         unsafe fn add<const N: usize>(row: &mut [__m512; N], pair: i32, weights: &[__m512i; N]) {
             // SAFETY: the processor is as the caller promises.
@@ -306,34 +332,6 @@ mod x86 {
                     row[part] = _mm512_fmadd_ps(first_value, first, row[part]);
                 }
             }
-        }
-    }
-
-    impl<const V: usize, const P: usize, const T: usize> Multiply<bf16, P, T> for Dot<V> {
-        #[inline(always)]
-        unsafe fn add(
-            sums: &mut Sums<P, T>,
-            vectors: &[[*const bf16; T]],
-            skip: usize,
-            inputs: usize,
-            panel: *const bf16,
-        ) {
-            // SAFETY: the caller's promise.
-            unsafe { add_pairs::<Self, V, P, T>(sums, vectors, skip, inputs, panel) }
-        }
-    }
-
-    impl<const V: usize, const P: usize, const T: usize> Multiply<bf16, P, T> for Widened512<V> {
-        #[inline(always)]
-        unsafe fn add(
-            sums: &mut Sums<P, T>,
-            vectors: &[[*const bf16; T]],
-            skip: usize,
-            inputs: usize,
-            panel: *const bf16,
-        ) {
-            // SAFETY: the caller's promise.
-            unsafe { add_pairs::<Self, V, P, T>(sums, vectors, skip, inputs, panel) }
         }
     }
 }
