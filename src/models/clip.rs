@@ -74,7 +74,7 @@ impl ClipConfig {
 /// What the encoder makes of a batch of prompts, before its last norm.
 #[derive(Debug)]
 pub struct TextStates {
-    /// The state after all layers but the ones left out: `(b, n, hidden_size)`.
+    /// Each prompt's state after all layers but those it leaves out: `(b, n, hidden_size)`.
     pub skipped: Tensor,
     /// The state after all layers.
     pub last: Tensor,
@@ -127,25 +127,26 @@ impl ClipTextModel {
         })
     }
 
-    /// The states of a batch of prompts of one length, with `skip` of the last layers left out of the first.
+    /// The states of a batch of prompts of one length. For [`TextStates::skipped`], `skip` of the last layers are left out
+    /// for each prompt, fewer than there are.
     ///
     /// # Errors
     ///
     /// An id outside the vocabulary, or more ids than the window has.
-    pub fn forward(&self, ids: &[&[u32]], skip: usize) -> Result<TextStates> {
+    pub fn forward(&self, ids: &[&[u32]], skip: &[usize]) -> Result<TextStates> {
         let (batch, length) = (ids.len(), ids[0].len());
         let flat = Tensor::from_vec(ids.concat(), batch * length, self.tokens.device())?;
         let embedded = self.tokens.embedding(&flat)?.reshape((batch, length, ()))?;
         let mut state = embedded.broadcast_add(&self.positions.narrow(0, 0, length)?)?;
         let mask = self.mask.narrow(0, 0, length)?.narrow(1, 0, length)?.contiguous()?;
-        let mut skipped = state.clone();
-        for (index, layer) in self.layers.iter().enumerate() {
+        let mut after = Vec::with_capacity(self.layers.len());
+        for layer in &self.layers {
             state = layer.forward(&state, &mask)?;
-            if index + 1 + skip == self.layers.len() {
-                skipped = state.clone();
-            }
+            after.push(state.clone());
         }
-        Ok(TextStates { skipped, last: state })
+        let of_prompt = |(row, skip): (usize, &usize)| after[after.len() - 1 - skip].narrow(0, row, 1);
+        let skipped: Vec<Tensor> = skip.iter().enumerate().map(of_prompt).collect::<candle_core::Result<_>>()?;
+        Ok(TextStates { skipped: Tensor::cat(&skipped, 0)?, last: state })
     }
 
     /// The last norm of states.

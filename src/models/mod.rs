@@ -25,7 +25,7 @@ pub use hub::Hub;
 pub use source::ModelSource;
 pub use spec::{Family, ModelSpec, TextEncoderSpec};
 pub use tokenizer::{PromptTokenizer, Tokens};
-pub use unet::{Added, Conditioning, Unet};
+pub use unet::{Added, Conditioning, Prepared, Unet};
 pub use unet_config::{PerBlock, UnetConfig};
 pub use vae::VaeDecoder;
 pub use vae_config::VaeConfig;

@@ -1,5 +1,7 @@
 //! The denoising UNet of the Stable Diffusion family (Rombach et al. 2022), any size of it.
 
+use std::slice;
+
 use candle_core::{DType, Tensor};
 
 use super::UnetConfig;
@@ -33,6 +35,15 @@ pub struct Added {
     pub pooled: Tensor,
     /// For each of the batch: original height and width, crop's top and left, target height and width, in pixels.
     pub sizes: Vec<[f64; 6]>,
+}
+
+/// What is the same at every step of a drawing, computed once: [`Unet::prepare`].
+#[derive(Debug)]
+pub struct Prepared {
+    /// What each attention to the text looks at, in the order in which a pass meets them.
+    text: Vec<Seen>,
+    /// The embedding of what SDXL's is told besides: `(b, width)`.
+    added: Option<Tensor>,
 }
 
 /// A denoising UNet.
@@ -89,22 +100,40 @@ impl Unet {
         })
     }
 
+    /// What a pass makes of the conditioning whatever the latents and the timestep are: the text's keys and values, and
+    /// the embedding of what is added.
+    ///
+    /// # Errors
+    ///
+    /// A shape that does not fit.
+    pub fn prepare(&self, conditioning: &Conditioning) -> Result<Prepared> {
+        let text = conditioning.text.to_dtype(self.dtype)?;
+        let layers = [&self.down, &self.up].map(|blocks| blocks.iter().flat_map(|block| &block.layers));
+        let [down, up] = layers.map(|layers| layers.filter_map(|layer| layer.transformer.as_ref()));
+        let transformers = down.chain(self.middle.as_ref().map(|middle| &middle.transformer)).chain(up);
+        let attentions = transformers.flat_map(|transformer| &transformer.layers).map(|layer| &layer.cross);
+        Ok(Prepared {
+            text: attentions.map(|cross| cross.see(&text)).collect::<Result<_>>()?,
+            added: self.embed_added(conditioning)?,
+        })
+    }
+
     /// The network's output for latents of total variance 1: `(b, in_channels, h, w)` to `(b, out_channels, h, w)` f32.
     /// All of the batch are at one timestep.
     ///
     /// # Errors
     ///
     /// A shape that does not fit.
-    pub fn forward(&self, latents: &Tensor, timestep: f64, conditioning: &Conditioning) -> Result<Tensor> {
-        let batch = latents.dim(0)?;
-        let time = Activation::Silu.forward(&self.embed(timestep, batch, conditioning)?)?.to_dtype(self.dtype)?;
-        let context = Context { time, text: conditioning.text.to_dtype(self.dtype)? };
+    pub fn forward(&self, latents: &Tensor, timestep: f64, prepared: &Prepared) -> Result<Tensor> {
+        let time = self.embed(timestep, latents, prepared.added.as_ref())?;
+        let time = Activation::Silu.forward(&time)?.to_dtype(self.dtype)?;
+        let mut context = Context { time, text: prepared.text.iter() };
         let x = self.conv_in.forward(&feature_map::from_planes(&latents.to_dtype(self.edge_dtype)?)?)?;
         let mut x = feature_map::cast(&x, self.dtype)?;
         let mut skips = vec![x.clone()];
         for block in &self.down {
             for layer in &block.layers {
-                x = layer.forward(&x, &context)?;
+                x = layer.forward(&x, &mut context)?;
                 skips.push(x.clone());
             }
             if let Some(conv) = &block.resize {
@@ -113,12 +142,12 @@ impl Unet {
             }
         }
         if let Some(middle) = &self.middle {
-            x = middle.forward(&x, &context)?;
+            x = middle.forward(&x, &mut context)?;
         }
         for block in &self.up {
             for layer in &block.layers {
                 let skip = skips.pop().expect("the way up takes as many skips as the way down leaves");
-                x = layer.forward(&feature_map::concat_channels(&x, &skip)?, &context)?;
+                x = layer.forward(&feature_map::concat_channels(&x, &skip)?, &mut context)?;
             }
             if let (Some(conv), Some(next)) = (&block.resize, skips.last()) {
                 // The next skip's size, not twice this one's: sizes that a level did not divide were rounded up.
@@ -130,24 +159,33 @@ impl Unet {
         Ok(feature_map::to_planes(&x)?.to_dtype(DType::F32)?)
     }
 
-    /// The embedding of the timestep and of what is added to it: `(b, width)`.
-    fn embed(&self, timestep: f64, batch: usize, conditioning: &Conditioning) -> Result<Tensor> {
-        let device = conditioning.text.device();
-        let sinusoids = self.sinusoids.of(&vec![timestep; batch], device)?.to_dtype(self.edge_dtype)?;
+    /// The embedding of the timestep, with what is added to it: `(b, width)`.
+    fn embed(&self, timestep: f64, latents: &Tensor, added: Option<&Tensor>) -> Result<Tensor> {
+        let timesteps = vec![timestep; latents.dim(0)?];
+        let sinusoids = self.sinusoids.of(&timesteps, latents.device())?.to_dtype(self.edge_dtype)?;
         let time = self.time.forward(&sinusoids)?;
-        let (Some((sinusoids, mlp)), Some(added)) = (&self.added, &conditioning.added) else { return Ok(time) };
-        let sizes =
-            sinusoids.of(added.sizes.as_flattened(), device)?.reshape((batch, ()))?.to_dtype(self.edge_dtype)?;
+        Ok(match added {
+            Some(added) => (time + added)?,
+            None => time,
+        })
+    }
+
+    /// The embedding of the pooled text and of the picture's sizes, where the network has one: `(b, width)`.
+    fn embed_added(&self, conditioning: &Conditioning) -> Result<Option<Tensor>> {
+        let (Some((sinusoids, mlp)), Some(added)) = (&self.added, &conditioning.added) else { return Ok(None) };
+        let sizes = sinusoids.of(added.sizes.as_flattened(), conditioning.text.device())?;
+        let sizes = sizes.reshape((added.sizes.len(), ()))?.to_dtype(self.edge_dtype)?;
         let pooled = added.pooled.to_dtype(self.edge_dtype)?;
-        Ok((time + mlp.forward(&Tensor::cat(&[&pooled, &sizes], 1)?)?)?)
+        Ok(Some(mlp.forward(&Tensor::cat(&[&pooled, &sizes], 1)?)?))
     }
 }
 
-/// What every block is told.
-struct Context {
+/// What every block is told in one pass.
+struct Context<'a> {
     /// The timestep's embedding, activated: `(b, width)`.
     time: Tensor,
-    text: Tensor,
+    /// What the attentions to the text that are still to come look at.
+    text: slice::Iter<'a, Seen>,
 }
 
 /// Layers at one size, and the convolution that leads to the next.
@@ -165,10 +203,10 @@ struct BlockLayer {
 }
 
 impl BlockLayer {
-    fn forward(&self, x: &Tensor, context: &Context) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, context: &mut Context<'_>) -> Result<Tensor> {
         let x = self.resnet.forward(x, Some(&context.time))?;
         match &self.transformer {
-            Some(transformer) => transformer.forward(&x, &context.text),
+            Some(transformer) => transformer.forward(&x, &mut context.text),
             None => Ok(x),
         }
     }
@@ -252,9 +290,9 @@ impl Middle {
         })
     }
 
-    fn forward(&self, x: &Tensor, context: &Context) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, context: &mut Context<'_>) -> Result<Tensor> {
         let x = self.first.forward(x, Some(&context.time))?;
-        let x = self.transformer.forward(&x, &context.text)?;
+        let x = self.transformer.forward(&x, &mut context.text)?;
         self.second.forward(&x, Some(&context.time))
     }
 }
@@ -282,10 +320,11 @@ impl Transformer {
         })
     }
 
-    fn forward(&self, x: &Tensor, text: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, text: &mut slice::Iter<'_, Seen>) -> Result<Tensor> {
         let tokens = feature_map::to_tokens(&self.norm.forward(x)?)?;
         let mut tokens = self.project_in.forward(&tokens)?;
         for layer in &self.layers {
+            let text = text.next().expect("what was prepared has one for each attention to the text");
             tokens = layer.forward(&tokens, text)?;
         }
         let residual = feature_map::to_tokens(x)?;
@@ -322,9 +361,9 @@ impl TransformerLayer {
         })
     }
 
-    fn forward(&self, x: &Tensor, text: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, text: &Seen) -> Result<Tensor> {
         let y = self.norm1.forward(x)?;
-        let x = self.own.forward(&y, &y, x)?;
+        let x = self.own.forward(&y, &self.own.see(&y)?, x)?;
         let x = self.cross.forward(&self.norm2.forward(&x)?, text, &x)?;
         let gated = self.gated.forward_gated(&self.norm3.forward(&x)?)?;
         self.out.forward_then(&gated, added(&x))
@@ -361,11 +400,27 @@ impl Attention {
         })
     }
 
-    /// What `x` sees in `to`, added to `residual`.
-    fn forward(&self, x: &Tensor, to: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        let (q, k, v) = (self.query.forward(x)?, self.key.forward(to)?, self.value.forward(to)?);
-        let widened = |x: Tensor| if self.upcast { x.to_dtype(DType::F32) } else { Ok(x) };
-        let seen = attention(&widened(q)?, &widened(k)?, &widened(v)?, self.heads, None)?;
-        self.out.forward_then(&seen.to_dtype(x.dtype())?, added(residual))
+    /// The keys and values of tokens to look at: `(b, n, inputs)`.
+    fn see(&self, tokens: &Tensor) -> Result<Seen> {
+        Ok(Seen { keys: self.widen(self.key.forward(tokens)?)?, values: self.widen(self.value.forward(tokens)?)? })
     }
+
+    /// What `x` finds in `seen`, added to `residual`.
+    fn forward(&self, x: &Tensor, seen: &Seen, residual: &Tensor) -> Result<Tensor> {
+        let queries = self.widen(self.query.forward(x)?)?;
+        let found = attention(&queries, &seen.keys, &seen.values, self.heads, None)?;
+        self.out.forward_then(&found.to_dtype(x.dtype())?, added(residual))
+    }
+
+    /// In f32 where the checkpoint asks for that.
+    fn widen(&self, x: Tensor) -> Result<Tensor> {
+        Ok(if self.upcast { x.to_dtype(DType::F32)? } else { x })
+    }
+}
+
+/// What an attention looks at: keys and values `(b, n, c)`.
+#[derive(Debug)]
+struct Seen {
+    keys: Tensor,
+    values: Tensor,
 }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    models::{Checkpoint, Conditioning, ModelSpec, Unet, VaeDecoder, VaeEncoder},
+    models::{Checkpoint, ModelSpec, Prepared, Unet, VaeDecoder, VaeEncoder},
     nn::{LoadProgress, Weights},
     sampling::{Level, NoiseGenerator, Sampler, SamplerKind, SamplingConfig, Schedule, SpacingKind, guide},
 };
@@ -102,10 +102,10 @@ impl InferencePipeline {
         watch.go_on()?;
         let output = if text::is_guided(drawing.config) {
             let pair = Tensor::cat(&[x, x], 0)?;
-            let outputs = self.networks.unet.forward(&pair, level.timestep, &drawing.conditioning)?;
+            let outputs = self.networks.unet.forward(&pair, level.timestep, &drawing.prepared)?;
             guide(&outputs, drawing.config.guidance_scale)?
         } else {
-            self.networks.unet.forward(x, level.timestep, &drawing.conditioning)?
+            self.networks.unet.forward(x, level.timestep, &drawing.prepared)?
         };
         self.spec.scheduler.prediction_type.denoised(x, &output, level.sigma)
     }
@@ -221,7 +221,8 @@ impl InferencePipeline {
         let factor = self.spec.vae.factor();
         let (sampler, spacing, schedule) = self.schedule(config)?;
         let conditioning = text::condition(&self.networks.text, &self.spec, config, (height, width), warnings)?;
-        Ok(Drawing { config, sampler, spacing, schedule, conditioning, latent_size: (height / factor, width / factor) })
+        let prepared = self.networks.unet.prepare(&conditioning)?;
+        Ok(Drawing { config, sampler, spacing, schedule, prepared, latent_size: (height / factor, width / factor) })
     }
 }
 
@@ -231,7 +232,7 @@ struct Drawing<'a> {
     sampler: SamplerKind,
     spacing: SpacingKind,
     schedule: Schedule,
-    conditioning: Conditioning,
+    prepared: Prepared,
     /// Height and width.
     latent_size: (usize, usize),
 }

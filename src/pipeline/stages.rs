@@ -57,16 +57,17 @@ impl InferencePipeline {
             Stage::TextPair => {
                 let tokens = text::tokenize(&self.networks.text, &[PROMPT, ""])?;
                 Box::new(move || {
-                    text::encode_tokens(&self.networks.text, self.spec.family, &tokens, 0)?;
+                    text::encode_tokens(&self.networks.text, self.spec.family, &tokens, &[0, 0])?;
                     Ok(device.synchronize()?)
                 })
             }
             Stage::UnetPair => {
                 let conditioning =
                     text::condition(&self.networks.text, &self.spec, &config, (side_px, side_px), &mut Vec::new())?;
+                let prepared = self.networks.unet.prepare(&conditioning)?;
                 let pair = noise(2, latent_channels, side)?;
                 Box::new(move || {
-                    self.networks.unet.forward(&pair, TIMESTEP, &conditioning)?;
+                    self.networks.unet.forward(&pair, TIMESTEP, &prepared)?;
                     Ok(device.synchronize()?)
                 })
             }

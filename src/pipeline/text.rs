@@ -47,12 +47,28 @@ impl EncodedText {
 
 /// Encodes one prompt with every encoder, leaving out `clip_skip` of their last layers.
 pub(super) fn encode(encoders: &[TextEncoder], family: Family, prompt: &str, clip_skip: usize) -> Result<EncodedText> {
-    let tokens = tokenize(encoders, &[prompt])?;
-    let rooms = encoders.iter().map(|encoder| encoder.tokenizer.room());
-    let left_out = tokens.iter().map(|prompts| prompts[0].left_out);
-    let cut = left_out.zip(rooms).filter(|(left_out, _)| *left_out > 0).last();
+    Ok(encode_all(encoders, family, &[prompt], &[clip_skip])?.remove(0))
+}
+
+/// Encodes prompts together, leaving out its own `clip_skip` for each.
+fn encode_all(
+    encoders: &[TextEncoder],
+    family: Family,
+    prompts: &[&str],
+    clip_skip: &[usize],
+) -> Result<Vec<EncodedText>> {
+    let tokens = tokenize(encoders, prompts)?;
     let (states, pooled) = encode_tokens(encoders, family, &tokens, clip_skip)?;
-    Ok(EncodedText { states, pooled, cut })
+    let of_prompt = |row: usize| {
+        let rooms = encoders.iter().map(|encoder| encoder.tokenizer.room());
+        let left_out = tokens.iter().map(|prompts| prompts[row].left_out);
+        Ok(EncodedText {
+            states: states.narrow(0, row, 1)?,
+            pooled: pooled.as_ref().map(|pooled| pooled.narrow(0, row, 1)).transpose()?,
+            cut: left_out.zip(rooms).filter(|(left_out, _)| *left_out > 0).last(),
+        })
+    };
+    (0..prompts.len()).map(of_prompt).collect()
 }
 
 /// Each encoder's tokens of each prompt.
@@ -62,12 +78,12 @@ pub(super) fn tokenize(encoders: &[TextEncoder], prompts: &[&str]) -> Result<Vec
 }
 
 /// Encodes a batch of prompts, given each encoder's tokens: the tokens' states `(b, n, c)` f32 and, where the family has
-/// one, the pooled state `(b, projection_dim)` f32.
+/// one, the pooled state `(b, projection_dim)` f32. `clip_skip` of the last layers are left out for each prompt.
 pub(super) fn encode_tokens(
     encoders: &[TextEncoder],
     family: Family,
     tokens: &[Vec<Tokens>],
-    clip_skip: usize,
+    clip_skip: &[usize],
 ) -> Result<(Tensor, Option<Tensor>)> {
     let mut states = Vec::new();
     let mut pooled = None;
@@ -75,7 +91,8 @@ pub(super) fn encode_tokens(
         let ids: Vec<&[u32]> = prompts.iter().map(|tokens| tokens.ids.as_slice()).collect();
         if family == Family::StableDiffusionXl {
             // SDXL takes the last state but one, without the last norm (Podell et al. 2023, section 2.1).
-            let found = encoder.model.forward(&ids, clip_skip + 1)?;
+            let skip: Vec<usize> = clip_skip.iter().map(|skip| skip + 1).collect();
+            let found = encoder.model.forward(&ids, &skip)?;
             pooled = Some(encoder.model.pooled(&ids, &found.last)?.to_dtype(DType::F32)?);
             states.push(found.skipped.to_dtype(DType::F32)?);
         } else {
@@ -95,33 +112,28 @@ pub(super) fn condition(
     (height, width): (usize, usize),
     warnings: &mut Vec<String>,
 ) -> Result<Conditioning> {
-    let prompt = encode(encoders, spec.family, &config.prompt, config.clip_skip)?;
-    let mut warn_of_cut = |field: &str, cut: Option<(usize, usize)>| {
-        if let Some((left_out, room)) = cut {
+    let (prompt, negative) = (config.prompt.as_str(), config.negative_prompt.as_str());
+    let without_text =
+        negative.is_empty() && spec.family == Family::StableDiffusionXl && spec.force_zeros_for_empty_prompt;
+    let mut texts = if is_guided(config) && !without_text {
+        // As in diffusers, layers are left out for the prompt alone.
+        encode_all(encoders, spec.family, &[negative, prompt], &[0, config.clip_skip])?
+    } else {
+        vec![encode(encoders, spec.family, prompt, config.clip_skip)?]
+    };
+    if is_guided(config) && without_text {
+        texts.insert(0, texts[0].zeros()?);
+    }
+    for (text, field) in texts.iter().rev().zip(["prompt", "negative_prompt"]) {
+        if let Some((left_out, room)) = text.cut {
             warnings
                 .push(format!("{field} was cut: this model reads {room} tokens, the last {left_out} were left out"));
         }
-    };
-    warn_of_cut("prompt", prompt.cut);
-    let texts = if is_guided(config) {
-        let negative = if config.negative_prompt.is_empty()
-            && spec.family == Family::StableDiffusionXl
-            && spec.force_zeros_for_empty_prompt
-        {
-            prompt.zeros()?
-        } else {
-            // As in diffusers, layers are left out for the prompt alone.
-            encode(encoders, spec.family, &config.negative_prompt, 0)?
-        };
-        warn_of_cut("negative_prompt", negative.cut);
-        vec![negative, prompt]
-    } else {
-        if !config.negative_prompt.is_empty() {
-            let scale = config.guidance_scale;
-            warnings.push(format!("negative_prompt has no effect at guidance_scale {scale}; above 1 it has"));
-        }
-        vec![prompt]
-    };
+    }
+    if !is_guided(config) && !negative.is_empty() {
+        let scale = config.guidance_scale;
+        warnings.push(format!("negative_prompt has no effect at guidance_scale {scale}; above 1 it has"));
+    }
     let states: Vec<&Tensor> = texts.iter().map(|text| &text.states).collect();
     let pooled: Vec<&Tensor> = texts.iter().filter_map(|text| text.pooled.as_ref()).collect();
     #[expect(clippy::cast_precision_loss, reason = "sizes are at most a few thousand")]

@@ -83,9 +83,10 @@ fn unets_give_what_diffusers_gives_at_whole_and_fractional_timesteps_and_odd_siz
             Added { pooled: pooled.clone(), sizes }
         });
         let conditioning = Conditioning { text: data["encoder_hidden_states"].clone(), added };
+        let prepared = unet.prepare(&conditioning).unwrap();
         let timesteps: Vec<f32> = data["timesteps"].to_vec1().unwrap();
         let check = |sample: &Tensor, timestep: f32, wanted: &Tensor| {
-            let found = unet.forward(sample, f64::from(timestep), &conditioning).unwrap();
+            let found = unet.forward(sample, f64::from(timestep), &prepared).unwrap();
             let error = relative_error(&found, wanted);
             assert!(error < TOLERANCE, "{name} at {timestep}: {error}");
         };
@@ -156,8 +157,8 @@ fn bf16_cosine(checkpoint: &Checkpoint, side: usize) -> f64 {
         let progress = LoadProgress::new(&mut quiet);
         let weights = Weights::open(checkpoint.weights("unet").unwrap(), &Device::Cpu, dtype, &progress).unwrap();
         let unet = Unet::new(&spec.unet, &weights).unwrap();
-        let conditioning = Conditioning { text: text.clone(), added: None };
-        let output = unet.forward(&latents, 500.0, &conditioning).unwrap();
+        let prepared = unet.prepare(&Conditioning { text: text.clone(), added: None }).unwrap();
+        let output = unet.forward(&latents, 500.0, &prepared).unwrap();
         output.flatten_all().unwrap().to_vec1::<f32>().unwrap()
     });
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
