@@ -6,7 +6,10 @@ use darkroom::{
     pipeline::{Generate, InferencePipeline, LoadOptions, Unwatched},
     sampling::SamplingConfig,
 };
-use image::{DynamicImage, RgbImage, RgbaImage, imageops::FilterType};
+use image::{
+    DynamicImage, RgbImage, RgbaImage,
+    imageops::{self, FilterType},
+};
 use serde::Deserialize;
 
 const PROMPTS: usize = 60;
@@ -77,11 +80,13 @@ impl Trained {
         nearest.unwrap().0
     }
 
-    /// The style and the object whose thumbnail on `ground` has the least mean square distance to the picture.
+    /// The style and the object whose thumbnail on `ground` has the least mean square distance to the picture, or to its
+    /// mirror image: every object was trained both ways.
     fn nearest_picture(&self, picture: &RgbImage, ground: [u8; 3], thumbnails: &RgbaImage) -> (&Style, &Object) {
         let side = self.thumbnail_size;
         let small = DynamicImage::ImageRgb8(picture.clone()).resize_exact(side, side, FilterType::Triangle).into_rgb8();
-        let distance = |number: usize| {
+        let mirrored = imageops::flip_horizontal(&small);
+        let distance_of = |number: usize, small: &RgbImage| {
             let number = u32::try_from(number).unwrap();
             let corner = (number % self.thumbnail_columns * side, number / self.thumbnail_columns * side);
             let pixels = small.enumerate_pixels().map(|(x, y, pixel)| {
@@ -95,6 +100,7 @@ impl Trained {
             });
             pixels.sum::<f32>()
         };
+        let distance = |number: usize| distance_of(number, &small).min(distance_of(number, &mirrored));
         let count = self.styles.len() * self.objects.len();
         let nearest = (0..count).min_by(|a, b| distance(*a).total_cmp(&distance(*b))).unwrap();
         (&self.styles[nearest / self.objects.len()], &self.objects[nearest % self.objects.len()])

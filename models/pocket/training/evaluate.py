@@ -3,8 +3,9 @@
 60 prompts spread over the objects, each with a random style and colour, one fixed seed each.
 The corner figure: the mean colour of the four 8×8 corners is nearest to the asked colour.
 The neighbour figure: among all objects' thumbnails in all styles, composited over the asked colour,
-the one with the least mean squared difference to the picture, reduced to 32×32 by averaging, is the
-asked object or shares its head noun. The style figure: that thumbnail has the asked style.
+the one with the least mean squared difference to the picture, reduced to 32×32 by averaging, or to its
+mirror image, is the asked object or shares its head noun. The style figure: that thumbnail has the
+asked style.
 """
 
 import argparse
@@ -63,7 +64,8 @@ def nearest_picture(picture, ground, thumbnails):
     small = picture.reshape(THUMBNAIL, side, THUMBNAIL, side, 3).mean(axis=(1, 3))
     alpha = thumbnails[..., 3:] / 255
     placed = thumbnails[..., :3] * alpha + np.asarray(ground) * (1 - alpha)
-    distances = np.square(placed - small).mean(axis=(2, 3, 4))
+    views = np.stack([small, small[:, ::-1]])
+    distances = np.stack([np.square(placed - view).mean(axis=(2, 3, 4)) for view in views]).min(axis=0)
     return np.unravel_index(distances.argmin(), distances.shape)
 
 
