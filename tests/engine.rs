@@ -145,6 +145,45 @@ async fn a_job_cancelled_while_it_waits_is_never_drawn() {
 }
 
 #[tokio::test]
+async fn a_job_stopped_while_it_waits_leaves_its_place_at_once() {
+    let (pipeline, mut hands) = fake();
+    let mut engine = GenerationEngine::new(3);
+    engine.start(pipeline);
+    let running = submit(&engine, request("running", 1)).await;
+    hands.begun.recv().await.unwrap();
+    let asked = request("asked", 1);
+    let switch = asked.cancellation.clone();
+    let asked = submit(&engine, asked).await;
+    let stays = submit(&engine, request("stays", 1)).await;
+    let left = submit(&engine, request("left", 1)).await;
+    let (tx, _rx) = mpsc::channel(8);
+    assert!(matches!(engine.submit(request("refused", 1), tx).await, Err(Error::QueueFull { capacity: 3 })));
+
+    // Nothing of the running job is drawn meanwhile.
+    switch.cancel(CancelReason::Requested);
+    assert!(matches!(last(asked).await, GenerationResponse::Cancelled { reason: CancelReason::Requested }));
+    assert_eq!(engine.queue_depth(), 2);
+    drop(left);
+    while engine.queue_depth() > 1 {
+        tokio::task::yield_now().await;
+    }
+    let late = GenerationRequest { deadline: Some(Instant::now() + Duration::from_millis(10)), ..request("late", 1) };
+    let late = last(submit(&engine, late).await).await;
+    assert!(matches!(late, GenerationResponse::Error { code: ErrorCode::DeadlineExceeded, .. }), "{late:?}");
+    let next = submit(&engine, request("next", 1)).await;
+    assert_eq!(engine.queue_depth(), 2);
+
+    for _ in 0..3 {
+        hands.orders.send(Order::Step).unwrap();
+    }
+    for responses in [running, stays, next] {
+        assert!(matches!(last(responses).await, GenerationResponse::Complete { .. }));
+    }
+    assert_eq!((hands.begun.recv().await.unwrap(), hands.begun.recv().await.unwrap()), ("stays".into(), "next".into()));
+    assert!(hands.begun.try_recv().is_err());
+}
+
+#[tokio::test]
 async fn a_job_whose_receiver_has_gone_is_stopped() {
     let (pipeline, mut hands) = fake();
     let mut engine = GenerationEngine::new(10);
@@ -231,6 +270,22 @@ async fn shutdown_past_the_grace_stops_the_running_job() {
     });
     engine.shutdown().await;
     release.await.unwrap();
+    assert!(matches!(last(responses).await, GenerationResponse::Cancelled { reason: CancelReason::Shutdown }));
+}
+
+#[tokio::test]
+async fn a_drawing_that_does_not_notice_the_shutdown_is_left() {
+    let (pipeline, mut hands) = fake();
+    let mut engine = GenerationEngine::new(10).with_shutdown_grace(Duration::from_millis(20));
+    engine.start(pipeline);
+    let responses = submit(&engine, request("running", 100)).await;
+    hands.begun.recv().await.unwrap();
+    let (let_go, end) = std::sync::mpsc::channel();
+    hands.orders.send(Order::Hang(end)).unwrap();
+    engine.shutdown().await;
+    assert!(!engine.is_alive());
+    // The drawing itself has an end of the channel.
+    drop(let_go);
     assert!(matches!(last(responses).await, GenerationResponse::Cancelled { reason: CancelReason::Shutdown }));
 }
 

@@ -5,6 +5,7 @@
 
 use std::{
     any::Any,
+    convert::Infallible,
     panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex, PoisonError,
@@ -22,6 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     CancelReason, Cancellation, ErrorCode, GenerationRequest, GenerationResponse, JobTimings, QueueItem, RequestQueue,
+    waiting::{Waiting, until},
 };
 use crate::{
     Error, Result,
@@ -33,6 +35,8 @@ use crate::{
 const LAST_WORD_WAIT: Duration = Duration::from_secs(10);
 /// How long [`GenerationEngine::shutdown`] lets the running job go on, unless told otherwise.
 const DEFAULT_SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
+/// How long a job that is stopped at shutdown may take to notice, at most: a network call cannot be interrupted.
+const MOST_STOP_WAIT: Duration = Duration::from_secs(5);
 
 /// Takes requests, draws them one after another, and answers each on its own channel.
 #[derive(Debug)]
@@ -89,13 +93,14 @@ impl GenerationEngine {
             running: Arc::clone(&self.running),
             draining: self.draining.clone(),
             stopping: self.stopping.clone(),
+            stop_wait: self.shutdown_grace.min(MOST_STOP_WAIT),
             last_words: TaskTracker::new(),
         };
         // Dropped with the task, however that ends, so that `is_alive` cannot lie.
         let death = self.alive.clone().drop_guard();
         *self.task.get_mut() = Some(tokio::spawn(async move {
             let _death = death;
-            worker.drain(receiver).await;
+            worker.drain(Waiting::new(receiver)).await;
         }));
     }
 
@@ -116,11 +121,12 @@ impl GenerationEngine {
     }
 
     /// Stops taking requests, reports the waiting ones as cancelled, lets the running one finish within the grace, and
-    /// stops it past that. Returns when the background task has ended; a second call waits for the same end.
+    /// stops it past that; one that does not notice within as long again, 5 seconds at most, is left to itself. Returns when
+    /// the background task has ended; a second call waits for the same end.
     pub async fn shutdown(&self) {
         self.draining.cancel();
         if let Some(receiver) = self.take_receiver() {
-            refuse_waiting(receiver, &TaskTracker::new()).await;
+            refuse_waiting(Waiting::new(receiver), &TaskTracker::new()).await;
         }
         let mut task = self.task.lock().await;
         let Some(handle) = task.as_mut() else { return };
@@ -130,7 +136,7 @@ impl GenerationEngine {
                 "the running job outlasted the grace; stopping it"
             );
             self.stopping.cancel();
-            // The pipeline asks before each network call whether to go on, so this wait is at most one call long.
+            // The worker gives a drawing up that does not notice.
             let _ = handle.await;
         }
         *task = None;
@@ -178,27 +184,29 @@ struct Worker {
     running: Arc<AtomicUsize>,
     draining: CancellationToken,
     stopping: CancellationToken,
+    /// How long a job may take to notice that.
+    stop_wait: Duration,
     /// Last words on their way to receivers whose channel is full.
     last_words: TaskTracker,
 }
 
 impl Worker {
-    async fn drain(&self, mut receiver: mpsc::Receiver<QueueItem>) {
+    async fn drain(&self, mut waiting: Waiting) {
         loop {
             tokio::select! {
                 biased;
                 () = self.draining.cancelled() => break,
-                item = receiver.recv() => match item {
-                    Some(item) => self.work(item).await,
+                item = waiting.next() => match item {
+                    Some(item) => self.work(item, &mut waiting).await,
                     None => break,
                 },
             }
         }
-        refuse_waiting(receiver, &self.last_words).await;
+        refuse_waiting(waiting, &self.last_words).await;
     }
 
     /// Draws one request and sends its last word. Never panics, never waits without a bound on the receiver.
-    async fn work(&self, item: QueueItem) {
+    async fn work(&self, item: QueueItem, waiting: &mut Waiting) {
         if item.response_tx.is_closed() {
             item.request.cancellation.cancel(CancelReason::Disconnected);
         }
@@ -210,9 +218,27 @@ impl Worker {
             return tell_last(item, last, &self.last_words);
         }
         self.running.store(1, Ordering::Release);
-        let last = self.draw(&item).await;
+        let last = tokio::select! {
+            last = self.draw(&item) => last,
+            never = self.let_go_of_stopped(waiting) => match never {},
+        };
         self.running.store(0, Ordering::Release);
         tell_last(item, last, &self.last_words);
+    }
+
+    /// Sends their last word to the requests that are stopped while they wait.
+    async fn let_go_of_stopped(&self, waiting: &mut Waiting) -> Infallible {
+        loop {
+            let item = waiting.next_stopped().await;
+            let last = stopped(&item.request.cancellation);
+            tell_last(item, last, &self.last_words);
+        }
+    }
+
+    /// Resolves when a drawing that was stopped for the shutdown has had its time to notice.
+    async fn given_up(&self) {
+        self.stopping.cancelled().await;
+        tokio::time::sleep(self.stop_wait).await;
     }
 
     async fn draw(&self, item: &QueueItem) -> GenerationResponse {
@@ -237,7 +263,13 @@ impl Worker {
             drawn = &mut drawing => drawn,
             reason = stop => {
                 cancellation.cancel(reason);
-                drawing.await
+                tokio::select! {
+                    drawn = &mut drawing => drawn,
+                    () = self.given_up() => {
+                        tracing::warn!(parent: &item.request.span, "the running job does not stop; leaving it");
+                        return stopped(cancellation);
+                    }
+                }
             }
         };
         match drawn {
@@ -254,9 +286,9 @@ impl Worker {
 }
 
 /// Tells every waiting request that the worker is shutting down, and waits until all last words are taken.
-async fn refuse_waiting(mut receiver: mpsc::Receiver<QueueItem>, last_words: &TaskTracker) {
-    receiver.close();
-    while let Some(item) = receiver.recv().await {
+async fn refuse_waiting(mut waiting: Waiting, last_words: &TaskTracker) {
+    waiting.close();
+    while let Some(item) = waiting.next().await {
         item.request.cancellation.cancel(CancelReason::Shutdown);
         let last = stopped(&item.request.cancellation);
         tell_last(item, last, last_words);
@@ -314,14 +346,6 @@ fn tell_last(item: QueueItem, last: GenerationResponse, last_words: &TaskTracker
             tracing::warn!(parent: &item.request.span, %job_id, "the receiver took nothing; the result is dropped");
         }
     });
-}
-
-/// Resolves at `deadline`, or never.
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
-        None => std::future::pending().await,
-    }
 }
 
 fn millis(duration: Duration) -> u64 {

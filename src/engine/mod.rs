@@ -12,6 +12,7 @@ mod messages;
 mod pace;
 mod queue;
 mod record;
+mod waiting;
 
 pub use board::{BoardLimits, Cancelling, JobBoard, Listing, Missing};
 pub use cancellation::{CancelReason, Cancellation};

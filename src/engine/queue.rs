@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{GenerationRequest, GenerationResponse};
 use crate::{Error, Result};
@@ -22,13 +22,21 @@ pub struct QueueItem {
     pub response_tx: mpsc::Sender<GenerationResponse>,
     /// When the request was accepted.
     pub accepted_at: Instant,
+    /// Its place among those that wait; none for what did not come through [`RequestQueue::submit`].
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl QueueItem {
     /// An item accepted now.
     #[must_use]
     pub fn new(request: GenerationRequest, response_tx: mpsc::Sender<GenerationResponse>) -> Self {
-        Self { request, response_tx, accepted_at: Instant::now() }
+        Self { request, response_tx, accepted_at: Instant::now(), place: None }
+    }
+
+    /// The item without its place, which is free from now on.
+    pub(super) fn out_of_queue(mut self) -> Self {
+        self.place = None;
+        self
     }
 }
 
@@ -36,6 +44,9 @@ impl QueueItem {
 #[derive(Debug)]
 pub struct RequestQueue {
     capacity: usize,
+    /// Places that are free. They are counted beside the channel's, since whoever drains the channel may let a request go
+    /// that is stopped before its turn.
+    places: Arc<Semaphore>,
     sender: mpsc::Sender<QueueItem>,
     receiver: Option<mpsc::Receiver<QueueItem>>,
     running: Arc<AtomicUsize>,
@@ -47,7 +58,8 @@ impl RequestQueue {
     pub fn new(capacity: usize) -> Self {
         let capacity = capacity.max(1);
         let (sender, receiver) = mpsc::channel(capacity);
-        Self { capacity, sender, receiver: Some(receiver), running: Arc::new(AtomicUsize::new(0)) }
+        let places = Arc::new(Semaphore::new(capacity));
+        Self { capacity, places, sender, receiver: Some(receiver), running: Arc::new(AtomicUsize::new(0)) }
     }
 
     /// Puts a request in the queue, or refuses it at once. An accepted request is told its position first.
@@ -69,11 +81,14 @@ impl RequestQueue {
                 return Err(Error::NotAccepting { reason: "its queue is closed" });
             }
         };
-        // The place in the queue is reserved and counted in the depth, so the requests before this one are one fewer.
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            return Err(Error::QueueFull { capacity: self.capacity });
+        };
+        // The place in the queue is taken and counted in the depth, so the requests before this one are one fewer.
         let position = self.depth().saturating_sub(1) + self.running.load(Ordering::Acquire);
         // A receiver that is gone or full loses this message; the job goes on.
         let _ = response_tx.try_send(GenerationResponse::Queued { position });
-        permit.send(QueueItem::new(request, response_tx));
+        permit.send(QueueItem { place: Some(place), ..QueueItem::new(request, response_tx) });
         Ok(())
     }
 
@@ -82,7 +97,7 @@ impl RequestQueue {
         self.receiver.take()
     }
 
-    /// A sending end, for another source of requests.
+    /// A sending end, for another source of requests. What is sent here waits in the channel, and is not counted.
     #[must_use]
     pub fn sender(&self) -> mpsc::Sender<QueueItem> {
         self.sender.clone()
@@ -97,7 +112,7 @@ impl RequestQueue {
     /// How many requests wait.
     #[must_use]
     pub fn depth(&self) -> usize {
-        self.sender.max_capacity() - self.sender.capacity()
+        self.capacity - self.places.available_permits()
     }
 
     /// The count of running jobs, kept by whoever drains the queue.
@@ -128,7 +143,8 @@ mod tests {
         }
         let mut receiver = queue.take_receiver().unwrap();
         assert!(queue.take_receiver().is_none());
-        assert_eq!(receiver.recv().await.unwrap().request.job_id, "a");
+        let first = receiver.recv().await.unwrap().out_of_queue();
+        assert_eq!(first.request.job_id, "a");
         queue.submit(request("c"), tx.clone()).await.unwrap();
         drop(receiver);
         assert!(matches!(queue.submit(request("d"), tx).await, Err(Error::NotAccepting { .. })));

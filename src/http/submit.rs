@@ -63,7 +63,7 @@ pub(super) async fn submit(app: &Arc<App>, wish: Wish, on_disconnect: OnDisconne
     })?;
     let job = app.board.add(ticket);
     let follower = Follower { app: Arc::clone(app), job: Arc::clone(&job), config: wish.config, output: wish.output };
-    let followed = tracing::Instrument::instrument(follower.follow(responses, deadline), span);
+    let followed = tracing::Instrument::instrument(follower.follow(responses), span);
     app.followers.spawn(followed);
     drop(order);
     Ok(job)
@@ -86,22 +86,13 @@ struct Follower {
 }
 
 impl Follower {
-    async fn follow(self, mut responses: mpsc::Receiver<GenerationResponse>, deadline: Option<Instant>) {
-        let mut started = false;
+    async fn follow(self, mut responses: mpsc::Receiver<GenerationResponse>) {
         loop {
             let response = tokio::select! {
                 response = responses.recv() => response,
-                // A job that is cancelled while it waits ends on the board at once; the engine skips it later.
+                // A job that is cancelled while it waits ends on the board at once; the engine lets go of it then.
                 _ = self.job.ended() => break,
-                // The engine looks at a waiting job's deadline only when it takes it.
-                () = until(deadline), if !started => {
-                    // It has ended, or it ends now, or it has just been started and the engine ends it.
-                    let _ = self.app.board.cancel(self.job.id(), CancelReason::Deadline);
-                    started = true;
-                    continue;
-                }
             };
-            started |= matches!(response, Some(GenerationResponse::Started { .. }));
             if let Some(outcome) = self.take(response).await {
                 self.app.board.end(&self.job, outcome);
                 break;
@@ -190,14 +181,6 @@ fn log_end(job: &Job) {
         }
         Outcome::Failed { code, .. } => tracing::info!(job_id, status, code = code.name(), "job ended"),
         Outcome::Cancelled { reason } => tracing::info!(job_id, status, reason = reason.name(), "job ended"),
-    }
-}
-
-/// Resolves at `deadline`, or never.
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
-        None => std::future::pending::<()>().await,
     }
 }
 

@@ -21,6 +21,8 @@ pub enum Order {
     Step,
     /// Stand still until the job is stopped, and end.
     UntilStopped,
+    /// Stand still, even when the job is stopped, for as long as the test keeps the other end.
+    Hang(std_mpsc::Receiver<()>),
     /// Show what the picture looks like.
     Preview,
     /// Fail with this message.
@@ -88,6 +90,9 @@ impl Generate for Fake {
         while step < config.steps {
             // A test that has dropped its end wants the rest drawn at once.
             let order = orders.recv().unwrap_or(Order::Step);
+            if let Order::Hang(end) = &order {
+                let _ = end.recv();
+            }
             // Only now, so that a stopped drawing takes exactly one more order, whenever it was stopped.
             if monitor.should_stop() {
                 return Err(Error::Interrupted);
@@ -103,6 +108,7 @@ impl Generate for Fake {
                     }
                     return Err(Error::Interrupted);
                 }
+                Order::Hang(_) => {}
                 Order::Preview => monitor.preview(step, DynamicImage::new_rgb8(8, 8)),
                 Order::Fail(message) => return Err(Error::Image(message.into())),
                 Order::Panic(message) => panic!("{message}"),
