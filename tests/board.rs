@@ -16,7 +16,7 @@ fn add(board: &JobBoard, id: &str) -> Arc<Job> {
         job_id: id.into(),
         tag: None,
         request: Arc::default(),
-        work: Work { steps: 10, units_per_step: 1.0 },
+        work: Work { images: 1, steps: 10, passes: 1, pixels: 1 },
         cancellation: Cancellation::new(),
     })
 }

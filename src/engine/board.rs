@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
+    ops::Add,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -16,7 +17,7 @@ use tokio::time::Instant;
 use super::{
     CancelReason, ErrorCode,
     job::{Job, Subscription},
-    pace::Pace,
+    pace::{Left, Pace},
     record::{JobEvent, JobSnapshot, JobStatus, JobTicket, Outcome, PreviewImage},
 };
 
@@ -120,8 +121,8 @@ impl JobBoard {
     /// A step of the job is done.
     pub fn progress(&self, job: &Job, step: usize, total: usize, step_time: Duration) {
         let mut board = self.lock();
-        board.pace.observe(step, step_time, &job.ticket.work);
-        let eta = board.pace.estimate(job.ticket.work.units_left(step));
+        board.pace.observe_step(step, step_time, &job.ticket.work);
+        let eta = board.pace.estimate(job.ticket.work.left_after(step));
         let mut state = job.state();
         if state.status == JobStatus::Running {
             (state.step, state.total) = (step, total);
@@ -212,7 +213,7 @@ impl JobBoard {
     pub fn next_place_in(&self) -> Option<Duration> {
         let state = self.lock();
         let first = state.active.first()?;
-        state.pace.estimate(units_left(first))
+        state.pace.estimate(left_of(first))
     }
 
     /// Lets go of what has been kept for long enough. Every look-up does this, too; a worker that nobody asks needs it.
@@ -241,6 +242,9 @@ fn stopped_while_waiting(reason: CancelReason) -> Outcome {
 impl State {
     fn end(&mut self, job: &Job, outcome: Outcome, limits: &BoardLimits) {
         let bytes = outcome.result_bytes();
+        if let Outcome::Succeeded { timings, .. } = &outcome {
+            self.pace.observe_end(timings, &job.ticket.work);
+        }
         if !job.end(outcome) {
             return;
         }
@@ -302,13 +306,13 @@ impl State {
     /// Until `job` is done: what is left of it and of those before it.
     fn eta(&self, job: &Job) -> Option<Duration> {
         let index = self.active.iter().position(|other| other.id() == job.id())?;
-        let units = self.active[..=index].iter().map(|job| units_left(job)).sum();
-        self.pace.estimate(units)
+        let left = self.active[..=index].iter().map(|job| left_of(job));
+        self.pace.estimate(left.fold(Left::default(), Left::add))
     }
 }
 
-fn units_left(job: &Job) -> f64 {
-    job.ticket.work.units_left(job.state().step)
+fn left_of(job: &Job) -> Left {
+    job.ticket.work.left_after(job.state().step)
 }
 
 /// The ids of jobs that are gone, the oldest first.

@@ -45,7 +45,7 @@ impl Job {
             status: JobStatus::Queued,
             position,
             step: 0,
-            total: ticket.work.steps,
+            total: ticket.work.all_steps(),
             started_at: None,
             finished_at: None,
             outcome: None,

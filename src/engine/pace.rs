@@ -1,73 +1,146 @@
 //! How fast this worker draws, measured, so that clients can be told how long they will wait.
 
-use std::time::Duration;
+use std::{ops::Add, time::Duration};
 
-/// How much a new measurement weighs against the old ones: about the last ten steps count.
+use super::JobTimings;
+
+/// How much a new measurement weighs against the old ones: about the last ten count.
 const NEWEST_WEIGHT: f64 = 0.2;
 
-/// What a job costs: steps, each so many units. A unit is one pixel through the network once.
+/// What a job costs.
 ///
-/// Attention grows faster than that with the number of pixels, so an estimate for a larger picture than the last is too
-/// low. It corrects itself with the first steps.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// Attention grows faster than the number of pixels, so an estimate for a larger picture than the last is too low. It
+/// corrects itself with the first steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Work {
-    /// Denoising steps over all the images of the request.
+    /// Images of the request, drawn one after another.
+    pub images: usize,
+    /// Denoising steps of each.
     pub steps: usize,
-    /// Pixels of one image, times network passes in one step.
-    pub units_per_step: f64,
+    /// Network passes in one step.
+    pub passes: usize,
+    /// Pixels of each image.
+    pub pixels: usize,
+}
+
+/// What is left of jobs: pixels through the denoiser once, and pixels of images around that (text, decoder, file).
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Left {
+    denoised_pixels: f64,
+    finished_pixels: f64,
+}
+
+impl Add for Left {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            denoised_pixels: self.denoised_pixels + other.denoised_pixels,
+            finished_pixels: self.finished_pixels + other.finished_pixels,
+        }
+    }
 }
 
 impl Work {
-    /// What is left after `done` steps, in units.
+    /// Steps over all the images.
     #[must_use]
-    pub fn units_left(&self, done: usize) -> f64 {
-        // Steps are at most a few thousand, which f64 counts exactly.
-        #[expect(clippy::cast_precision_loss, reason = "a count of steps is far below 2^52")]
-        let steps = self.steps.saturating_sub(done) as f64;
-        steps * self.units_per_step
+    pub fn all_steps(&self) -> usize {
+        self.steps * self.images
+    }
+
+    /// What is left after `done` steps over all the images. An image is decoded after its last step.
+    #[must_use]
+    pub fn left_after(&self, done: usize) -> Left {
+        let decoded = done.saturating_sub(1) / self.steps.max(1);
+        Left {
+            denoised_pixels: product(self.all_steps().saturating_sub(done) * self.passes, self.pixels),
+            finished_pixels: product(self.images.saturating_sub(decoded), self.pixels),
+        }
+    }
+
+    /// Whether the time to the end of step `step` holds more than the step: the text's encoding, or the decoding of the
+    /// image before.
+    fn begins_an_image(&self, step: usize) -> bool {
+        step.saturating_sub(1).is_multiple_of(self.steps.max(1))
     }
 }
 
-/// A running average of the time that one unit takes.
+#[expect(clippy::cast_precision_loss, reason = "an estimate, and counts of pixels are far below 2^52")]
+fn product(count: usize, pixels: usize) -> f64 {
+    count as f64 * pixels as f64
+}
+
+/// Running averages of the time that a pixel takes.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Pace {
-    seconds_per_unit: Option<f64>,
+    seconds_per_denoised: Option<f64>,
+    seconds_per_finished: Option<f64>,
 }
 
 impl Pace {
-    /// Takes in one step of a job. A job's first step holds the text encoding, too, so it counts only while there is
-    /// nothing better.
-    pub fn observe(&mut self, step: usize, step_time: Duration, work: &Work) {
-        let measured = step_time.as_secs_f64() / work.units_per_step.max(1.0);
-        self.seconds_per_unit = match self.seconds_per_unit {
-            None => Some(measured),
-            Some(average) if step <= 1 => Some(average),
-            Some(average) => Some(average + NEWEST_WEIGHT * (measured - average)),
-        };
+    /// Takes in one step of a job. One that holds other things, too, counts only while there is nothing better.
+    pub fn observe_step(&mut self, step: usize, step_time: Duration, work: &Work) {
+        if self.seconds_per_denoised.is_none() || !work.begins_an_image(step) {
+            let measured = step_time.as_secs_f64() / product(work.passes, work.pixels).max(1.0);
+            take_in(&mut self.seconds_per_denoised, measured);
+        }
     }
 
-    /// How long `units` will take; `None` before the first measurement.
-    #[must_use]
-    pub fn estimate(&self, units: f64) -> Option<Duration> {
-        self.seconds_per_unit.and_then(|seconds| Duration::try_from_secs_f64(seconds * units).ok())
+    /// Takes in what a job that succeeded took beside its steps.
+    pub fn observe_end(&mut self, timings: &JobTimings, work: &Work) {
+        let beside = timings.total_ms.saturating_sub(timings.queue_ms + timings.stages.denoise_ms);
+        let seconds = Duration::from_millis(beside).as_secs_f64();
+        take_in(&mut self.seconds_per_finished, seconds / product(work.images, work.pixels).max(1.0));
     }
+
+    /// How long what is left will take; `None` before the first measured step. Before the first finished job, the steps
+    /// alone are counted.
+    #[must_use]
+    pub fn estimate(&self, left: Left) -> Option<Duration> {
+        let beside = self.seconds_per_finished.unwrap_or(0.0) * left.finished_pixels;
+        Duration::try_from_secs_f64(self.seconds_per_denoised? * left.denoised_pixels + beside).ok()
+    }
+}
+
+fn take_in(average: &mut Option<f64>, measured: f64) {
+    *average = Some(average.map_or(measured, |average| average + NEWEST_WEIGHT * (measured - average)));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::StageTimings;
+
+    const WORK: Work = Work { images: 2, steps: 5, passes: 2, pixels: 500 };
+
+    fn seconds(pace: &Pace, done: usize) -> f64 {
+        pace.estimate(WORK.left_after(done)).unwrap().as_secs_f64()
+    }
 
     #[test]
     fn an_estimate_follows_the_measured_steps() {
-        let work = Work { steps: 10, units_per_step: 1000.0 };
         let mut pace = Pace::default();
-        assert_eq!(pace.estimate(work.units_left(0)), None);
-        pace.observe(1, Duration::from_millis(100), &work);
-        assert_eq!(pace.estimate(work.units_left(0)), Some(Duration::from_secs(1)));
-        assert_eq!(pace.estimate(work.units_left(8)), Some(Duration::from_millis(200)));
-        pace.observe(2, Duration::from_millis(200), &work);
-        assert_eq!(pace.estimate(1000.0), Some(Duration::from_millis(120)));
-        pace.observe(1, Duration::from_secs(9), &work);
-        assert_eq!(pace.estimate(1000.0), Some(Duration::from_millis(120)));
+        assert_eq!(pace.estimate(WORK.left_after(0)), None);
+        pace.observe_step(1, Duration::from_millis(100), &WORK);
+        assert!((seconds(&pace, 0) - 1.0).abs() < 1e-9);
+        assert!((seconds(&pace, 8) - 0.2).abs() < 1e-9);
+        pace.observe_step(2, Duration::from_millis(200), &WORK);
+        assert!((seconds(&pace, 9) - 0.12).abs() < 1e-9);
+        // The first steps of the images hold the text and a decoding.
+        pace.observe_step(1, Duration::from_secs(9), &WORK);
+        pace.observe_step(6, Duration::from_secs(9), &WORK);
+        assert!((seconds(&pace, 9) - 0.12).abs() < 1e-9);
+    }
+
+    #[test]
+    fn decoding_is_estimated_once_a_job_has_ended() {
+        let mut pace = Pace::default();
+        pace.observe_step(2, Duration::from_millis(100), &WORK);
+        let stages = StageTimings { denoise_ms: 1000, ..StageTimings::default() };
+        pace.observe_end(&JobTimings { queue_ms: 300, stages, total_ms: 2100 }, &WORK);
+        // 0.4 s beside the steps for each image.
+        for (done, wanted) in [(0, 1.8), (5, 1.3), (6, 0.8), (10, 0.4)] {
+            assert!((seconds(&pace, done) - wanted).abs() < 1e-9, "{done}");
+        }
     }
 }

@@ -70,11 +70,12 @@ pub(super) async fn submit(app: &Arc<App>, wish: Wish, on_disconnect: OnDisconne
 }
 
 fn work(config: &SamplingConfig) -> Work {
-    let pixels = config.width.unwrap_or(0) * config.height.unwrap_or(0);
-    let passes = if config.guidance_scale > 1.0 { 2 } else { 1 };
-    #[expect(clippy::cast_precision_loss, reason = "an estimate, and a count of pixels is far below 2^52")]
-    let units_per_step = (pixels * passes) as f64;
-    Work { steps: config.steps * config.n, units_per_step }
+    Work {
+        images: config.n,
+        steps: config.steps,
+        passes: if config.guidance_scale > 1.0 { 2 } else { 1 },
+        pixels: config.width.unwrap_or(0) * config.height.unwrap_or(0),
+    }
 }
 
 /// Writes on the board what the engine says of one job.
