@@ -223,7 +223,8 @@ where
             let kept = soften::<E, FMA>(row, scale, mask, state, &mut shares[query * block..][..keys.len()]);
             if first > 0 {
                 for sums in &mut sums[query / T * panels..][..panels] {
-                    sums[query % T].iter_mut().for_each(|sum| *sum *= kept);
+                    // SAFETY: whoever chose `V` knows the processor.
+                    unsafe { V::scale(&mut sums[query % T], kept) };
                 }
             }
         }

@@ -29,6 +29,16 @@ pub trait Multiply<E: Element, const P: usize, const T: usize> {
     /// Each of `vectors` is to `skip + inputs` numbers or more; `panel` is to as many groups of inputs for each tap, filled
     /// up with zeros to whole groups. The processor has the instructions of the implementation.
     unsafe fn add(sums: &mut Sums<P, T>, vectors: &[[*const E; T]], skip: usize, inputs: usize, panel: *const E);
+
+    /// Multiplies a row of sums with `factor`.
+    ///
+    /// # Safety
+    ///
+    /// The processor has the instructions of the implementation.
+    #[inline(always)]
+    unsafe fn scale(row: &mut [f32; P], factor: f32) {
+        row.iter_mut().for_each(|sum| *sum *= factor);
+    }
 }
 
 /// f32 by f32, as the compiler vectorises it for its caller's instruction set.
@@ -138,7 +148,7 @@ mod x86 {
     use std::{
         arch::x86_64::{
             __m512, __m512bh, __m512i, _mm512_and_si512, _mm512_castsi512_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps,
-            _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+            _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
             _mm512_setzero_si512, _mm512_slli_epi32, _mm512_storeu_ps,
         },
         marker::PhantomData,
@@ -188,6 +198,24 @@ mod x86 {
         }
     }
 
+    /// Multiplies a row of sums.
+    ///
+    /// # Safety
+    ///
+    /// The processor has AVX-512.
+    #[inline(always)]
+    unsafe fn scale<const P: usize, const V: usize>(row: &mut [f32; P], factor: f32) {
+        const { assert!(P == V * 16, "a panel is whole vectors") };
+        // SAFETY: a row of sums is `V` vectors; the processor is as the caller promises.
+        unsafe {
+            let factor = _mm512_set1_ps(factor);
+            for part in 0..V {
+                let place = row.as_mut_ptr().add(part * 16);
+                _mm512_storeu_ps(place, _mm512_mul_ps(_mm512_loadu_ps(place), factor));
+            }
+        }
+    }
+
     /// f32 by f32 with AVX-512.
     pub struct Fused512<const V: usize>;
 
@@ -223,6 +251,12 @@ mod x86 {
                 }
                 store(&kept, sums);
             }
+        }
+
+        #[inline(always)]
+        unsafe fn scale(row: &mut [f32; P], factor: f32) {
+            // SAFETY: the caller's promise.
+            unsafe { scale::<P, V>(row, factor) };
         }
     }
 
@@ -277,6 +311,12 @@ mod x86 {
                 }
                 store(&kept, sums);
             }
+        }
+
+        #[inline(always)]
+        unsafe fn scale(row: &mut [f32; P], factor: f32) {
+            // SAFETY: the caller's promise.
+            unsafe { scale::<P, V>(row, factor) };
         }
     }
 
