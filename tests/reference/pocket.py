@@ -20,6 +20,8 @@ CASES = [
     ("a rocket on a black background", 7, "ddim"),
     ("a slice of pizza, 3d render on a yellow background", 2**32 + 5, "ddim"),
     ("a sailboat on a blue background", 2**53 - 1, "ddim"),
+    ("a tiger, flat style, on a yellow background", 3, "ddim"),
+    ("a cactus on a pink background, noto style", 5, "ddim"),
     (FROG, 0, "euler"),
     (FROG, 0, "euler_ancestral"),
     (FROG, 0, "dpmpp_2m"),

@@ -105,8 +105,7 @@ def main():
         sheet = Image.new("RGB", (columns * side, -(-len(pictures) // columns) * side), "white")
         for index, image in enumerate(pictures):
             sheet.paste(image, (index % columns * side, index // columns * side))
-        # 256 colours look the same at this size, in a third of the bytes.
-        sheet.quantize(256).save(asked.sheet, optimize=True)
+        sheet.save(asked.sheet, optimize=True)
 
 
 if __name__ == "__main__":
