@@ -153,3 +153,23 @@ fn sixty_prompts_get_their_background_their_object_and_their_style() {
     let enough = grounds >= PROMPTS * 95 / 100 && objects >= PROMPTS * 80 / 100 && styles >= PROMPTS * 80 / 100;
     assert!(enough, "{grounds}, {objects}, {styles}: {wrong:#?}");
 }
+
+/// What the checkpoint may weigh, in bytes.
+const MOST_BYTES: u64 = 32_000_000;
+
+#[test]
+fn the_checkpoint_is_small_and_in_half_precision() {
+    let mut bytes = std::fs::metadata(model("model_index.json")).unwrap().len();
+    for part in ["tokenizer", "scheduler", "text_encoder", "unet", "vae"] {
+        for entry in std::fs::read_dir(model(part)).unwrap() {
+            let path = entry.unwrap().path();
+            bytes += std::fs::metadata(&path).unwrap().len();
+            if path.extension().is_some_and(|extension| extension == "safetensors") {
+                let file = std::fs::read(&path).unwrap();
+                let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
+                assert!(tensors.iter().all(|(_, tensor)| tensor.dtype() == safetensors::Dtype::F16), "{path:?}");
+            }
+        }
+    }
+    assert!(bytes <= MOST_BYTES, "{bytes}");
+}
