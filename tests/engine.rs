@@ -16,6 +16,9 @@ use darkroom::{
 };
 use tokio::sync::mpsc;
 
+/// What nothing here takes, so that what hangs fails.
+const LONG: Duration = Duration::from_secs(20);
+
 fn request(prompt: &str, steps: usize) -> GenerationRequest {
     GenerationRequest::new(prompt, SamplingConfig { prompt: prompt.into(), steps, ..SamplingConfig::default() })
 }
@@ -164,9 +167,12 @@ async fn a_job_stopped_while_it_waits_leaves_its_place_at_once() {
     assert!(matches!(last(asked).await, GenerationResponse::Cancelled { reason: CancelReason::Requested }));
     assert_eq!(engine.queue_depth(), 2);
     drop(left);
-    while engine.queue_depth() > 1 {
-        tokio::task::yield_now().await;
-    }
+    let left_its_place = async {
+        while engine.queue_depth() > 1 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LONG, left_its_place).await.unwrap();
     let late = GenerationRequest { deadline: Some(Instant::now() + Duration::from_millis(10)), ..request("late", 1) };
     let late = last(submit(&engine, late).await).await;
     assert!(matches!(late, GenerationResponse::Error { code: ErrorCode::DeadlineExceeded, .. }), "{late:?}");
@@ -282,7 +288,7 @@ async fn a_drawing_that_does_not_notice_the_shutdown_is_left() {
     hands.begun.recv().await.unwrap();
     let (let_go, end) = std::sync::mpsc::channel();
     hands.orders.send(Order::Hang(end)).unwrap();
-    engine.shutdown().await;
+    tokio::time::timeout(LONG, engine.shutdown()).await.unwrap();
     assert!(!engine.is_alive());
     // The drawing itself has an end of the channel.
     drop(let_go);

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -81,7 +81,9 @@ async fn malformed_json_400() {
     for (body, field, said) in [
         ("{", None, "EOF"),
         ("", None, "EOF"),
-        ("[]", None, "invalid"),
+        ("[]", None, "expected an object with the fields of a request"),
+        ("3", None, "expected an object with the fields of a request"),
+        ("{\"prompt\": \"a\", \"output\": 3}", Some("output"), "expected an object with the fields of `output`"),
         ("{\"prompt\": \"a\"} x", None, "trailing"),
         ("{\"promt\": \"a fox\"}", Some("promt"), "unknown field `promt`, expected one of `prompt`"),
         ("{\"prompt\": 7}", Some("prompt"), "invalid type: integer `7`, expected a string"),
@@ -227,9 +229,12 @@ async fn queue_full_429_says_when_to_come_again() {
     let job = |answer: &serde_json::Value| format!("/jobs/{}", answer["job_id"].as_str().unwrap());
     // Whoever waits and is cancelled makes room, though the first goes on.
     assert_eq!(worker.at(Method::DELETE, &job(&waiting)).await.status, 202);
-    while worker.at(Method::GET, "/ready").await.status == 503 {
-        tokio::task::yield_now().await;
-    }
+    let ready = async {
+        while worker.at(Method::GET, "/ready").await.status == 503 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), ready).await.unwrap();
     assert_eq!(worker.post(fox(json!({}))).await.status, 202);
     assert_eq!(worker.at(Method::DELETE, &job(&first)).await.status, 202);
     worker.hands.orders.send(Order::Step).unwrap();

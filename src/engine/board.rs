@@ -242,11 +242,12 @@ fn stopped_while_waiting(reason: CancelReason) -> Outcome {
 impl State {
     fn end(&mut self, job: &Job, outcome: Outcome, limits: &BoardLimits) {
         let bytes = outcome.result_bytes();
-        if let Outcome::Succeeded { timings, .. } = &outcome {
-            self.pace.observe_end(timings, &job.ticket.work);
-        }
+        let timings = if let Outcome::Succeeded { timings, .. } = &outcome { Some(*timings) } else { None };
         if !job.end(outcome) {
             return;
+        }
+        if let Some(timings) = timings {
+            self.pace.observe_end(&timings, &job.ticket.work);
         }
         if let Some(index) = self.active.iter().position(|other| other.id() == job.id()) {
             let job = self.active.remove(index);

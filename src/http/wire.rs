@@ -21,7 +21,7 @@ const MAX_DEADLINE_MS: i128 = 86_400_000;
 
 /// The body as it is written.
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object with the fields of a request")]
 pub(super) struct GenerateBody {
     prompt: Option<String>,
     negative_prompt: Option<String>,
@@ -45,7 +45,7 @@ pub(super) struct GenerateBody {
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object with the fields of `output`")]
 struct OutputBody {
     format: Option<String>,
     quality: Option<Whole>,

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 
 use crate::{
-    Result,
+    Error, Result,
     nn::{Activation, After, LayerNorm, Linear, Weights, attention},
 };
 
@@ -128,23 +128,31 @@ impl ClipTextModel {
     }
 
     /// The states of a batch of prompts of one length. For [`TextStates::skipped`], `skip` of the last layers are left out
-    /// for each prompt, fewer than there are.
+    /// for each prompt.
     ///
     /// # Errors
     ///
-    /// An id outside the vocabulary, or more ids than the window has.
+    /// An id outside the vocabulary, more ids than the window has, or more layers left out than there are.
     pub fn forward(&self, ids: &[&[u32]], skip: &[usize]) -> Result<TextStates> {
+        let layers = self.layers.len();
+        if let Some(skip) = skip.iter().find(|skip| **skip > layers) {
+            return Err(Error::invalid(
+                "clip_skip",
+                format!("leaves out {skip} layers; the text encoder has {layers}"),
+            ));
+        }
         let (batch, length) = (ids.len(), ids[0].len());
         let flat = Tensor::from_vec(ids.concat(), batch * length, self.tokens.device())?;
         let embedded = self.tokens.embedding(&flat)?.reshape((batch, length, ()))?;
         let mut state = embedded.broadcast_add(&self.positions.narrow(0, 0, length)?)?;
         let mask = self.mask.narrow(0, 0, length)?.narrow(1, 0, length)?.contiguous()?;
-        let mut after = Vec::with_capacity(self.layers.len());
+        // With none of the layers, with one, and so on.
+        let mut states = vec![state.clone()];
         for layer in &self.layers {
             state = layer.forward(&state, &mask)?;
-            after.push(state.clone());
+            states.push(state.clone());
         }
-        let of_prompt = |(row, skip): (usize, &usize)| after[after.len() - 1 - skip].narrow(0, row, 1);
+        let of_prompt = |(row, skip): (usize, &usize)| states[layers - skip].narrow(0, row, 1);
         let skipped: Vec<Tensor> = skip.iter().enumerate().map(of_prompt).collect::<candle_core::Result<_>>()?;
         Ok(TextStates { skipped: Tensor::cat(&skipped, 0)?, last: state })
     }

@@ -1,4 +1,6 @@
 //! The denoising UNet of the Stable Diffusion family (Rombach et al. 2022), any size of it.
+//!
+//! The file is a little long because the network is defined once and in one place, from its blocks to its attention.
 
 use std::slice;
 
@@ -119,7 +121,7 @@ impl Unet {
     }
 
     /// The network's output for latents of total variance 1: `(b, in_channels, h, w)` to `(b, out_channels, h, w)` f32.
-    /// All of the batch are at one timestep.
+    /// All of the batch are at one timestep; `prepared` is of this network.
     ///
     /// # Errors
     ///

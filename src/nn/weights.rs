@@ -1,6 +1,7 @@
 //! Named tensors in safetensors files, mapped rather than read, each checked against the shape that is wanted.
 //!
-//! This is the program's one memory map. A truncated file is found when its header is read, before any tensor is.
+//! This is the program's one memory map. A truncated file is found when its header is read, before any tensor is. The file
+//! is a little long with its tests, which write the broken files that it has to refuse.
 
 use std::{
     cell::{Cell, RefCell},

@@ -115,15 +115,13 @@ pub(super) fn condition(
     let (prompt, negative) = (config.prompt.as_str(), config.negative_prompt.as_str());
     let without_text =
         negative.is_empty() && spec.family == Family::StableDiffusionXl && spec.force_zeros_for_empty_prompt;
-    let mut texts = if is_guided(config) && !without_text {
+    let texts = if is_guided(config) && !without_text {
         // As in diffusers, layers are left out for the prompt alone.
         encode_all(encoders, spec.family, &[negative, prompt], &[0, config.clip_skip])?
     } else {
-        vec![encode(encoders, spec.family, prompt, config.clip_skip)?]
+        let prompt = encode(encoders, spec.family, prompt, config.clip_skip)?;
+        if is_guided(config) { vec![prompt.zeros()?, prompt] } else { vec![prompt] }
     };
-    if is_guided(config) && without_text {
-        texts.insert(0, texts[0].zeros()?);
-    }
     for (text, field) in texts.iter().rev().zip(["prompt", "negative_prompt"]) {
         if let Some((left_out, room)) = text.cut {
             warnings

@@ -183,3 +183,14 @@ fn a_full_size_unet_in_bf16_points_where_it_does_in_f32() {
     println!("cosine {cosine}");
     assert!(cosine >= 0.999, "{cosine}");
 }
+
+#[test]
+fn all_layers_may_be_left_out_and_no_more() {
+    for name in CHECKPOINTS {
+        let (pipeline, spec) = (pipeline(name), spec(name));
+        pipeline.encode_text("a fox", spec.most_clip_skip()).unwrap();
+    }
+    let (pipeline, layers) = (pipeline("sd15"), spec("sd15").text_encoders[0].config.num_hidden_layers);
+    let message = pipeline.encode_text("a fox", layers + 1).unwrap_err().to_string();
+    assert_eq!(message, format!("clip_skip: leaves out {} layers; the text encoder has {layers}", layers + 1));
+}
