@@ -5,6 +5,8 @@ use half::bf16;
 use super::{
     attention::{self, Attending},
     isa::Isa,
+    lanes::Lanes,
+    math,
     product::{self, Multiplying},
     tile,
 };
@@ -19,6 +21,27 @@ pub trait Element: Copy + Default + Send + Sync + std::fmt::Debug + 'static {
 
     /// The nearest number, to even where two are as near.
     fn narrow(value: f32) -> Self;
+
+    /// Reads sixteen numbers.
+    ///
+    /// # Safety
+    ///
+    /// `from` is to as many, and the processor has the instructions of `L`.
+    unsafe fn load<L: Lanes>(from: *const Self) -> L;
+
+    /// Writes sixteen numbers.
+    ///
+    /// # Safety
+    ///
+    /// `to` is to as many, and the processor has the instructions of `L`.
+    unsafe fn store<L: Lanes>(value: L, to: *mut Self);
+
+    /// `2^x` of numbers up to 0, as exactly as this type can tell.
+    ///
+    /// # Safety
+    ///
+    /// The processor has the instructions of `L`.
+    unsafe fn exp2<L: Lanes>(x: L) -> L;
 
     /// Outputs side by side in a panel of packed weights.
     fn panel(isa: Isa) -> usize;
@@ -44,6 +67,24 @@ impl Element for f32 {
     #[inline(always)]
     fn narrow(value: f32) -> Self {
         value
+    }
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const Self) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { L::load(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store<L: Lanes>(value: L, to: *mut Self) {
+        // SAFETY: the caller's promise.
+        unsafe { value.store(to) };
+    }
+
+    #[inline(always)]
+    unsafe fn exp2<L: Lanes>(x: L) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { math::exp2(x) }
     }
 
     fn panel(isa: Isa) -> usize {
@@ -83,6 +124,24 @@ impl Element for bf16 {
         let kept = if bits & 0x7fff_ffff > 0x7f80_0000 { bits >> 16 | 0x40 } else { rounded };
         #[expect(clippy::cast_possible_truncation, reason = "the upper half was moved down")]
         Self::from_bits(kept as u16)
+    }
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const Self) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { L::load_bf16(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store<L: Lanes>(value: L, to: *mut Self) {
+        // SAFETY: the caller's promise.
+        unsafe { value.store_bf16(to) };
+    }
+
+    #[inline(always)]
+    unsafe fn exp2<L: Lanes>(x: L) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { math::exp2_rough(x) }
     }
 
     fn panel(_isa: Isa) -> usize {

@@ -65,33 +65,48 @@ pub fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// Defines `fn $name(isa, args)`, which runs `$body::<FMA>(args)` compiled for `isa`; of a generic function, the number
-/// type comes before `FMA`.
+/// Defines `fn $name(isa, args)`, which runs the unsafe `$body::<L>(args)` compiled for `isa`, with its
+/// [`Lanes`](super::lanes::Lanes); of a generic function, the number type comes before `L`. The body may rely on the
+/// processor having the instructions of `L`, and on nothing else that is not checked.
 macro_rules! versions {
     ($(#[$doc:meta])* $vis:vis fn $name:ident $(<$number:ident: $bound:path>)? =
             $body:ident($($arg:ident: $type:ty),* $(,)?)) => {
         $(#[$doc])*
         $vis fn $name $(<$number: $bound>)? (isa: $crate::nn::cpu::isa::Isa, $($arg: $type),*) {
             #[cfg(target_arch = "x86_64")]
+            use $crate::nn::cpu::lanes::{Avx2, Avx512, Avx512Bf16};
+            use $crate::nn::cpu::{isa::{Isa, PORTABLE_FMA}, lanes::Plain};
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+            fn avx512_bf16 $(<$number: $bound>)? ($($arg: $type),*) {
+                // SAFETY: this function has the instructions.
+                unsafe { $body::<$($number,)? Avx512Bf16>($($arg),*) };
+            }
+            #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
             fn avx512 $(<$number: $bound>)? ($($arg: $type),*) {
-                $body::<$($number,)? true>($($arg),*);
+                // SAFETY: this function has the instructions.
+                unsafe { $body::<$($number,)? Avx512>($($arg),*) };
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
             fn avx2 $(<$number: $bound>)? ($($arg: $type),*) {
-                $body::<$($number,)? true>($($arg),*);
+                // SAFETY: this function has the instructions.
+                unsafe { $body::<$($number,)? Avx2>($($arg),*) };
             }
             match isa {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: these sets are only ever chosen by `Isa::detected`, on processors that have them.
-                $crate::nn::cpu::isa::Isa::Avx512Bf16 | $crate::nn::cpu::isa::Isa::Avx512 => unsafe {
-                    avx512($($arg),*);
-                },
+                Isa::Avx512Bf16 => unsafe { avx512_bf16($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
-                $crate::nn::cpu::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
-                _ => $body::<$($number,)? { $crate::nn::cpu::isa::PORTABLE_FMA }>($($arg),*),
+                Isa::Avx512 => unsafe { avx512($($arg),*) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                Isa::Avx2 => unsafe { avx2($($arg),*) },
+                // SAFETY: these lanes need no instructions.
+                _ => unsafe { $body::<$($number,)? Plain<PORTABLE_FMA>>($($arg),*) },
             }
         }
     };

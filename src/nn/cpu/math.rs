@@ -1,75 +1,164 @@
-//! Elementary functions that the compiler can vectorise, in f32.
+//! Elementary functions in f32, sixteen numbers at a time.
 
-use super::isa::multiply_add;
+use super::lanes::Lanes;
 
-/// `e^x`, within 2 units in the last place; 0 below -87, and e^88 above 88.
+/// Adding and taking away 1.5 * 2^23 rounds to a whole number, ties to even; in between, the whole number is in the
+/// lowest bits.
+const ROUNDER: f32 = 12_582_912.0;
+
+/// `2^x` by a polynomial of the highest power first, times 2 to a whole number. Numbers below -126 give 2^-126, which is
+/// nothing beside 1; `x` is at most 127.
+///
+/// # Safety
+///
+/// The processor has the instructions of `L`.
+#[inline(always)]
+unsafe fn power_of_two<L: Lanes>(x: L, coefficients: &[f32]) -> L {
+    // SAFETY: the caller's promise.
+    unsafe {
+        // In this order what is no number stays none.
+        let x = L::splat(-126.0).max(x);
+        let shifted = x.add(L::splat(ROUNDER));
+        let r = x.sub(shifted.sub(L::splat(ROUNDER)));
+        let (first, rest) = coefficients.split_first().expect("a polynomial has coefficients");
+        let mut p = L::splat(*first);
+        for coefficient in rest {
+            p = p.mul_add(r, L::splat(*coefficient));
+        }
+        p.mul_add(r, L::splat(1.0)).add_exponent(shifted)
+    }
+}
+
+/// `2^x` within 2e-7 of itself, for `x` of -126 to 127; smaller numbers give 2^-126.
+///
+/// The coefficients make the largest relative error for `|r| <= 1/2` smallest, with 1 for `r = 0`.
+///
+/// # Safety
+///
+/// The processor has the instructions of `L`.
+#[inline(always)]
+#[expect(clippy::approx_constant, reason = "the best coefficient is not quite ln 2")]
+pub unsafe fn exp2<L: Lanes>(x: L) -> L {
+    // SAFETY: the caller's promise.
+    unsafe { power_of_two(x, &[1.326_472_7e-3, 9.671_513e-3, 5.550_733_6e-2, 0.240_222_42, 0.693_147]) }
+}
+
+/// As [`exp2`], within 1.1e-4, a twentieth of what bf16 rounds.
+///
+/// # Safety
+///
+/// The processor has the instructions of `L`.
+#[inline(always)]
+pub unsafe fn exp2_rough<L: Lanes>(x: L) -> L {
+    // SAFETY: the caller's promise.
+    unsafe { power_of_two(x, &[5.500_893_3e-2, 0.242_210_97, 0.693_282_9]) }
+}
+
+/// `e^x`, within 2 units in the last place, for `x` of -87 to 88; what is beyond gives e^-87 or e^88.
 ///
 /// `x = n ln 2 + r` with a whole `n` and `|r| <= ln 2 / 2`; `e^r` by a polynomial (Cephes' `expf`), `2^n` by the exponent's
 /// bits.
+///
+/// # Safety
+///
+/// The processor has the instructions of `L`.
 #[inline(always)]
-pub fn exp<const FMA: bool>(x: f32) -> f32 {
+unsafe fn exp<L: Lanes>(x: L) -> L {
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
-    let kept = x.clamp(-87.0, 88.0);
-    // Adding and taking away 1.5 * 2^23 rounds to a whole number, ties to even.
-    const ROUNDER: f32 = 12_582_912.0;
-    let n = multiply_add::<FMA>(kept, std::f32::consts::LOG2_E, ROUNDER) - ROUNDER;
-    let r = multiply_add::<FMA>(n, -LN_2_LOW, multiply_add::<FMA>(n, -LN_2_HIGH, kept));
-    let mut p = 1.987_569_1e-4;
-    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        p = multiply_add::<FMA>(p, r, coefficient);
+    // SAFETY: the caller's promise.
+    unsafe {
+        let x = L::splat(88.0).min(L::splat(-87.0).max(x));
+        let shifted = x.mul_add(L::splat(std::f32::consts::LOG2_E), L::splat(ROUNDER));
+        let n = shifted.sub(L::splat(ROUNDER));
+        let r = n.mul_add(L::splat(-LN_2_LOW), n.mul_add(L::splat(-LN_2_HIGH), x));
+        let mut p = L::splat(1.987_569_1e-4);
+        for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+            p = p.mul_add(r, L::splat(coefficient));
+        }
+        p.mul_add(r.mul(r), r).add(L::splat(1.0)).add_exponent(shifted)
     }
-    let e_r = multiply_add::<FMA>(p, r * r, r) + 1.0;
-    #[expect(clippy::cast_possible_truncation, reason = "n is whole and between -126 and 127")]
-    let power = f32::from_bits(((n as i32 + 127) << 23).cast_unsigned());
-    let value = e_r * power;
-    if x < -87.0 { 0.0 } else { value }
 }
 
 /// `x σ(x)`.
+///
+/// # Safety
+///
+/// The processor has the instructions of `L`.
 #[inline(always)]
-pub fn silu<const FMA: bool>(x: f32) -> f32 {
-    x / (1.0 + exp::<FMA>(-x))
+pub unsafe fn silu<L: Lanes>(x: L) -> L {
+    // SAFETY: the caller's promise.
+    unsafe { x.div(exp(L::splat(0.0).sub(x)).add(L::splat(1.0))) }
 }
 
 /// `x σ(1.702 x)`.
+///
+/// # Safety
+///
+/// The processor has the instructions of `L`.
 #[inline(always)]
-pub fn quick_gelu<const FMA: bool>(x: f32) -> f32 {
-    x / (1.0 + exp::<FMA>(-1.702 * x))
+pub unsafe fn quick_gelu<L: Lanes>(x: L) -> L {
+    // SAFETY: the caller's promise.
+    unsafe { x.div(exp(x.mul(L::splat(-1.702))).add(L::splat(1.0))) }
 }
 
 /// `x Φ(x)`, with the error function within 1.5e-7 (Abramowitz and Stegun, 7.1.26).
+///
+/// # Safety
+///
+/// The processor has the instructions of `L`.
 #[inline(always)]
-pub fn gelu<const FMA: bool>(x: f32) -> f32 {
-    let z = (x * std::f32::consts::FRAC_1_SQRT_2).abs();
-    let t = 1.0 / multiply_add::<FMA>(0.327_591_1, z, 1.0);
-    let mut p = 1.061_405_4;
-    for coefficient in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
-        p = multiply_add::<FMA>(p, t, coefficient);
+pub unsafe fn gelu<L: Lanes>(x: L) -> L {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let z = x.mul(L::splat(std::f32::consts::FRAC_1_SQRT_2)).abs();
+        let one = L::splat(1.0);
+        let t = one.div(z.mul_add(L::splat(0.327_591_1), one));
+        let mut p = L::splat(1.061_405_4);
+        for coefficient in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
+            p = p.mul_add(t, L::splat(coefficient));
+        }
+        // Half of the complement of the error function of |x|/√2, which keeps its digits where it is small.
+        let half = p.mul(t).mul(exp(L::splat(0.0).sub(z.mul(z)))).mul(L::splat(0.5));
+        x.mul(x.if_negative(half, one.sub(half)))
     }
-    // The complement of the error function of |x|/√2, which keeps its digits where it is small.
-    let complement = p * t * exp::<FMA>(-z * z);
-    let share = if x < 0.0 { 0.5 * complement } else { 1.0 - 0.5 * complement };
-    x * share
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nn::cpu::lanes::{LANES, Plain};
 
-    fn furthest(of: impl Fn(f32) -> f32, wanted: impl Fn(f64) -> f64, scale: impl Fn(f64) -> f64) -> f64 {
-        let points = (-9000..=8800).map(|i| i as f32 / 100.0);
+    /// What a function of lanes makes of one number.
+    macro_rules! one {
+        ($function:ident) => {
+            |x: f32| {
+                // SAFETY: these lanes need no instructions.
+                let lanes = unsafe { $function(Plain::<false>::splat(x)).to_array() };
+                assert_eq!(lanes.map(f32::to_bits), [lanes[0].to_bits(); LANES]);
+                lanes[0]
+            }
+        };
+    }
+
+    fn furthest(
+        (low, high): (i32, i32),
+        of: impl Fn(f32) -> f32,
+        wanted: impl Fn(f64) -> f64,
+        scale: impl Fn(f64) -> f64,
+    ) -> f64 {
+        let points = (low * 100..=high * 100).map(|i| i as f32 / 100.0);
         points.map(|x| (f64::from(of(x)) - wanted(f64::from(x))).abs() / scale(f64::from(x))).fold(0.0, f64::max)
     }
 
     #[test]
     fn functions_are_those_of_f64_within_their_error() {
-        let relative = |x: f64| x.exp().max(1e-30);
-        assert!(furthest(exp::<true>, f64::exp, relative) < 3e-7);
-        assert!(furthest(exp::<false>, f64::exp, relative) < 3e-7);
+        assert!(furthest((-87, 88), one!(exp), f64::exp, f64::exp) < 3e-7);
+        assert!(furthest((-126, 127), one!(exp2), f64::exp2, f64::exp2) < 2e-7);
+        assert!(furthest((-126, 127), one!(exp2_rough), f64::exp2, f64::exp2) < 1.1e-4);
         let size = |x: f64| x.abs().max(1.0);
-        assert!(furthest(silu::<true>, |x| x / (1.0 + (-x).exp()), size) < 3e-7);
-        assert!(furthest(quick_gelu::<true>, |x| x / (1.0 + (-1.702 * x).exp()), size) < 3e-7);
+        assert!(furthest((-90, 88), one!(silu), |x| x / (1.0 + (-x).exp()), size) < 3e-7);
+        assert!(furthest((-90, 88), one!(quick_gelu), |x| x / (1.0 + (-1.702 * x).exp()), size) < 3e-7);
         // The normal distribution's function by Simpson's rule from far below.
         let normal = |x: f64| {
             let (low, parts) = (-12.0_f64, 4000);
@@ -88,9 +177,20 @@ mod tests {
         };
         let points = (-600..=600).map(|i| i as f32 / 100.0);
         for x in points {
-            let error = (f64::from(gelu::<true>(x)) - f64::from(x) * normal(f64::from(x))).abs();
+            let error = (f64::from(one!(gelu)(x)) - f64::from(x) * normal(f64::from(x))).abs();
             assert!(error < 6e-7, "{x}: {error}");
         }
-        assert_eq!((exp::<true>(-100.0), silu::<true>(f32::MIN)), (0.0, f32::MIN / (1.0 + exp::<true>(f32::MAX))));
+    }
+
+    #[test]
+    fn what_is_too_large_or_no_number_is_so_afterwards() {
+        for x in [-1e30, f32::NEG_INFINITY] {
+            assert!((one!(exp2)(x), one!(exp2_rough)(x)) == (f32::MIN_POSITIVE, f32::MIN_POSITIVE));
+        }
+        assert!(one!(silu)(-1000.0).abs() < 1e-30 && one!(silu)(1000.0) == 1000.0);
+        assert!(one!(gelu)(-1000.0).abs() < 1e-30 && one!(gelu)(1000.0) == 1000.0);
+        for found in [one!(exp2), one!(exp2_rough), one!(silu), one!(gelu), one!(quick_gelu)].map(|of| of(f32::NAN)) {
+            assert!(found.is_nan(), "{found}");
+        }
     }
 }

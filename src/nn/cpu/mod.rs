@@ -7,6 +7,7 @@ mod attention;
 mod copy;
 mod element;
 mod isa;
+mod lanes;
 mod math;
 mod norm;
 mod pack;

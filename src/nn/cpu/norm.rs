@@ -4,7 +4,8 @@ use rayon::prelude::*;
 
 use super::{
     element::Element,
-    isa::{Isa, multiply_add, versions},
+    isa::{Isa, versions},
+    lanes::{LANES, Lanes, read, write},
     math,
     shared::{Shared, filled},
 };
@@ -66,19 +67,6 @@ struct Part<E: Copy> {
     first: usize,
 }
 
-impl<E: Copy> Part<E> {
-    /// The row of `width` numbers, `row` after the first.
-    ///
-    /// # Safety
-    ///
-    /// The row is this task's, and inside the result.
-    #[inline(always)]
-    unsafe fn row<'a>(self, row: usize, width: usize) -> &'a mut [std::mem::MaybeUninit<E>] {
-        // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.result.at(self.first + row * width).cast(), width) }
-    }
-}
-
 /// Each channel's sum, and its sum of squares, of values less the channel's first.
 struct Sums {
     first: Vec<f32>,
@@ -95,36 +83,68 @@ versions! {
     fn add_rows<E: Element> = add_rows_body(rows: &[E], origin: &[f32], sums: &mut Sums)
 }
 
-/// Channels whose sums stay in registers while rows go by.
-const COLUMNS: usize = 32;
+/// Vectors of channels whose sums stay in registers while rows go by.
+const VECTORS: usize = 2;
 
+/// # Safety
+///
+/// The processor has the instructions of `L`.
 #[inline(always)]
-fn add_rows_body<E: Element, const FMA: bool>(rows: &[E], origin: &[f32], sums: &mut Sums) {
+unsafe fn add_rows_body<E: Element, L: Lanes>(rows: &[E], origin: &[f32], sums: &mut Sums) {
     let channels = origin.len();
-    let whole = channels / COLUMNS * COLUMNS;
-    for column in (0..whole).step_by(COLUMNS) {
-        let (mut first, mut second, mut base) = ([0.0_f32; COLUMNS], [0.0_f32; COLUMNS], [0.0_f32; COLUMNS]);
-        base.copy_from_slice(&origin[column..column + COLUMNS]);
-        for row in rows.chunks_exact(channels) {
-            let row = &row[column..column + COLUMNS];
-            for lane in 0..COLUMNS {
-                let x = row[lane].widen() - base[lane];
-                first[lane] += x;
-                second[lane] = multiply_add::<FMA>(x, x, second[lane]);
-            }
-        }
-        sums.first[column..column + COLUMNS].copy_from_slice(&first);
-        sums.second[column..column + COLUMNS].copy_from_slice(&second);
+    let mut column = 0;
+    while column + VECTORS * LANES <= channels {
+        // SAFETY: every row, the origin and the sums have as many numbers from this column on.
+        unsafe { add_columns::<E, L, VECTORS>(rows, origin, sums, column) };
+        column += VECTORS * LANES;
     }
-    if whole == channels {
+    while column + LANES <= channels {
+        // SAFETY: as above.
+        unsafe { add_columns::<E, L, 1>(rows, origin, sums, column) };
+        column += LANES;
+    }
+    if column == channels {
         return;
     }
     for row in rows.chunks_exact(channels) {
-        let sums = sums.first.iter_mut().zip(&mut sums.second).skip(whole);
-        for ((x, origin), (first, second)) in row.iter().zip(origin).skip(whole).zip(sums) {
+        let sums = sums.first.iter_mut().zip(&mut sums.second).skip(column);
+        for ((x, origin), (first, second)) in row.iter().zip(origin).skip(column).zip(sums) {
             let x = x.widen() - origin;
             *first += x;
-            *second = multiply_add::<FMA>(x, x, *second);
+            *second += x * x;
+        }
+    }
+}
+
+/// The sums of `V` vectors of channels.
+///
+/// # Safety
+///
+/// There are as many channels from `column` on, and the processor has the instructions of `L`.
+#[inline(always)]
+unsafe fn add_columns<E: Element, L: Lanes, const V: usize>(
+    rows: &[E],
+    origin: &[f32],
+    sums: &mut Sums,
+    column: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (mut first, mut second, mut base) = ([L::splat(0.0); V], [L::splat(0.0); V], [L::splat(0.0); V]);
+        for (part, base) in base.iter_mut().enumerate() {
+            *base = L::load(origin.as_ptr().add(column + part * LANES));
+        }
+        for row in rows.chunks_exact(origin.len()) {
+            for part in 0..V {
+                let x: L = E::load(row.as_ptr().add(column + part * LANES));
+                let x = x.sub(base[part]);
+                first[part] = first[part].add(x);
+                second[part] = x.mul_add(x, second[part]);
+            }
+        }
+        for part in 0..V {
+            first[part].store(sums.first.as_mut_ptr().add(column + part * LANES));
+            second[part].store(sums.second.as_mut_ptr().add(column + part * LANES));
         }
     }
 }
@@ -163,20 +183,25 @@ versions! {
     fn apply<E: Element> = apply_body(rows: &[E], factors: &(Vec<f32>, Vec<f32>), then: Then, part: Part<E>)
 }
 
+/// # Safety
+///
+/// The processor has the instructions of `L`, and the rows are the task's, inside the result.
 #[inline(always)]
-fn apply_body<E: Element, const FMA: bool>(rows: &[E], factors: &(Vec<f32>, Vec<f32>), then: Then, part: Part<E>) {
+unsafe fn apply_body<E: Element, L: Lanes>(rows: &[E], factors: &(Vec<f32>, Vec<f32>), then: Then, part: Part<E>) {
     let (scale, shift) = factors;
-    for (number, row) in rows.chunks_exact(scale.len()).enumerate() {
-        // SAFETY: the row is this task's, and inside the result.
-        let result = unsafe { part.row(number, scale.len()) };
-        let values = result.iter_mut().zip(row).zip(scale.iter().zip(shift));
-        match then {
-            Then::Nothing => values.for_each(|((y, x), (a, b))| {
-                y.write(E::narrow(multiply_add::<FMA>(x.widen(), *a, *b)));
-            }),
-            Then::Silu => values.for_each(|((y, x), (a, b))| {
-                y.write(E::narrow(math::silu::<FMA>(multiply_add::<FMA>(x.widen(), *a, *b))));
-            }),
+    let channels = scale.len();
+    for (number, row) in rows.chunks_exact(channels).enumerate() {
+        let into = part.result.at(part.first + number * channels);
+        for column in (0..channels).step_by(LANES) {
+            let count = LANES.min(channels - column);
+            let places = column..column + count;
+            // SAFETY: the caller's promise; there are `count` numbers from this column on.
+            unsafe {
+                let x: L = read(&row[places.clone()]);
+                let y = x.mul_add(read(&scale[places.clone()]), read(&shift[places]));
+                let y = if then == Then::Silu { math::silu(y) } else { y };
+                write(y, into.wrapping_add(column), count);
+            }
         }
     }
 }
@@ -197,36 +222,56 @@ versions! {
     fn normalise_rows<E: Element> = normalise_rows_body(rows: &[E], affine: Affine<'_>, part: Part<E>)
 }
 
+/// # Safety
+///
+/// The processor has the instructions of `L`, and the rows are the task's, inside the result.
 #[inline(always)]
 #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "f32 is what sums are in")]
-fn normalise_rows_body<E: Element, const FMA: bool>(rows: &[E], affine: Affine<'_>, part: Part<E>) {
+unsafe fn normalise_rows_body<E: Element, L: Lanes>(rows: &[E], affine: Affine<'_>, part: Part<E>) {
     let channels = affine.weight.len();
     let share = 1.0 / channels as f32;
     for (number, row) in rows.chunks_exact(channels).enumerate() {
-        let mean = sum(row, |x| x) * share;
-        let variance = sum(row, |x| (x - mean) * (x - mean)) * share;
-        let factor = 1.0 / (variance + affine.epsilon as f32).sqrt();
-        // SAFETY: the row is this task's, and inside the result.
-        let result = unsafe { part.row(number, channels) };
-        let values = result.iter_mut().zip(row).zip(affine.weight.iter().zip(affine.bias));
-        values.for_each(|((y, x), (weight, bias))| {
-            y.write(E::narrow(multiply_add::<FMA>((x.widen() - mean) * factor, *weight, *bias)));
-        });
+        let into = part.result.at(part.first + number * channels);
+        // SAFETY: the caller's promise; there are `count` numbers from each column on.
+        unsafe {
+            let mean = sum::<E, L>(row, 0.0, false) * share;
+            let variance = sum::<E, L>(row, mean, true) * share;
+            let factor = L::splat(1.0 / (variance + affine.epsilon as f32).sqrt());
+            let mean = L::splat(mean);
+            for column in (0..channels).step_by(LANES) {
+                let count = LANES.min(channels - column);
+                let places = column..column + count;
+                let x: L = read(&row[places.clone()]);
+                let normal = x.sub(mean).mul(factor);
+                let y = normal.mul_add(read(&affine.weight[places.clone()]), read(&affine.bias[places]));
+                write(y, into.wrapping_add(column), count);
+            }
+        }
     }
 }
 
-/// A sum in 16 lanes, which is both faster and more exact than one after another.
+/// The sum of a row's numbers less `mean`, or of their squares, in 16 lanes, which is both faster and more exact than one
+/// after another.
+///
+/// # Safety
+///
+/// The processor has the instructions of `L`.
 #[inline(always)]
-fn sum<E: Element>(row: &[E], of: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0.0_f32; 16];
-    let (chunks, rest) = row.as_chunks::<16>();
-    for chunk in chunks {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane += of(x.widen());
+unsafe fn sum<E: Element, L: Lanes>(row: &[E], mean: f32, squared: bool) -> f32 {
+    let (chunks, rest) = row.as_chunks::<LANES>();
+    // SAFETY: the caller's promise; a chunk has 16 numbers.
+    let mut total = unsafe {
+        let (mean, mut lanes) = (L::splat(mean), L::splat(0.0));
+        for chunk in chunks {
+            let x: L = E::load(chunk.as_ptr());
+            let x = x.sub(mean);
+            lanes = if squared { x.mul_add(x, lanes) } else { lanes.add(x) };
         }
+        lanes.sum()
+    };
+    for x in rest {
+        let x = x.widen() - mean;
+        total += if squared { x * x } else { x };
     }
-    for (lane, x) in lanes.iter_mut().zip(rest) {
-        *lane += of(x.widen());
-    }
-    lanes.iter().sum()
+    total
 }

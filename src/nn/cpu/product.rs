@@ -15,10 +15,11 @@ use rayon::prelude::*;
 use super::{
     element::Element,
     isa::{Isa, PORTABLE_FMA},
+    lanes::{LANES, Lanes, Plain, read, write},
     math,
     pack::PackedWeights,
     shared::{Shared, filled},
-    tile::{Fused, Multiply, PANEL, ROWS, Sums, WIDE_PANEL, WIDE_ROWS, Widened},
+    tile::{Fused, Multiply, PANEL, ROWS, Rows, WIDE_PANEL, WIDE_ROWS, Widened},
 };
 use crate::nn::Activation;
 
@@ -185,7 +186,8 @@ pub fn multiply_f32(isa: Isa, task: &Multiplying<'_, f32>) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Isa::Avx2 => unsafe { x86::f32_avx2(task) },
-        _ => run::<f32, Fused<PORTABLE_FMA>, PORTABLE_FMA, PANEL, ROWS>(task),
+        // SAFETY: these need no instructions.
+        _ => unsafe { run::<f32, Fused<PORTABLE_FMA>, Plain<PORTABLE_FMA>, PANEL, ROWS>(task) },
     }
 }
 
@@ -201,43 +203,55 @@ pub fn multiply_bf16(isa: Isa, task: &Multiplying<'_, bf16>) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Isa::Avx2 => unsafe { x86::bf16_avx2(task) },
-        _ => run::<bf16, Widened<PORTABLE_FMA>, PORTABLE_FMA, WIDE_PANEL, ROWS>(task),
+        // SAFETY: these need no instructions.
+        _ => unsafe { run::<bf16, Widened<PORTABLE_FMA>, Plain<PORTABLE_FMA>, WIDE_PANEL, ROWS>(task) },
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::{Multiplying, bf16, run};
-    use crate::nn::cpu::tile::{Dot, Fused, Fused512, PANEL, ROWS, WIDE_PANEL, WIDE_ROWS, Widened, Widened512};
+    use crate::nn::cpu::{
+        lanes::{Avx2, Avx512, Avx512Bf16},
+        tile::{Dot, Fused, Fused512, PANEL, ROWS, WIDE_PANEL, WIDE_ROWS, Widened, Widened512},
+    };
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
     pub fn f32_avx512(task: &Multiplying<'_, f32>) {
-        run::<f32, Fused512<2>, true, WIDE_PANEL, WIDE_ROWS>(task);
+        // SAFETY: this function has the instructions, and so have the others.
+        unsafe { run::<f32, Fused512<2>, Avx512, WIDE_PANEL, WIDE_ROWS>(task) };
     }
 
     #[target_feature(enable = "avx2,fma")]
     pub fn f32_avx2(task: &Multiplying<'_, f32>) {
-        run::<f32, Fused<true>, true, PANEL, ROWS>(task);
+        // SAFETY: as above.
+        unsafe { run::<f32, Fused<true>, Avx2, PANEL, ROWS>(task) };
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
     pub fn bf16_dot(task: &Multiplying<'_, bf16>) {
-        run::<bf16, Dot<2>, true, WIDE_PANEL, WIDE_ROWS>(task);
+        // SAFETY: as above.
+        unsafe { run::<bf16, Dot<2>, Avx512Bf16, WIDE_PANEL, WIDE_ROWS>(task) };
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
     pub fn bf16_avx512(task: &Multiplying<'_, bf16>) {
-        run::<bf16, Widened512<2>, true, WIDE_PANEL, WIDE_ROWS>(task);
+        // SAFETY: as above.
+        unsafe { run::<bf16, Widened512<2>, Avx512, WIDE_PANEL, WIDE_ROWS>(task) };
     }
 
     #[target_feature(enable = "avx2,fma")]
     pub fn bf16_avx2(task: &Multiplying<'_, bf16>) {
-        run::<bf16, Widened<true>, true, WIDE_PANEL, ROWS>(task);
+        // SAFETY: as above.
+        unsafe { run::<bf16, Widened<true>, Avx2, WIDE_PANEL, ROWS>(task) };
     }
 }
 
+/// # Safety
+///
+/// The processor has the instructions of `M` and `L`.
 #[inline(always)]
-fn run<E: Element, M: Multiply<E, P, T>, const FMA: bool, const P: usize, const T: usize>(task: &Multiplying<'_, E>) {
+unsafe fn run<E: Element, M: Multiply<E, P, T>, L: Lanes, const P: usize, const T: usize>(task: &Multiplying<'_, E>) {
     let (weights, taps) = (task.weights, task.weights.taps);
     let tiles = task.rows.len().div_ceil(T);
     // Where every tile's vectors are, found once for all panels and blocks.
@@ -253,8 +267,9 @@ fn run<E: Element, M: Multiply<E, P, T>, const FMA: bool, const P: usize, const 
         }
     }
     let blocks = weights.inputs.div_ceil(weights.block);
-    // The sums of the blocks before.
-    let mut partial = vec![[[0.0; P]; T]; if blocks > 1 { tiles } else { 0 }];
+    // Of every tile where there are blocks to come, else of one after another.
+    let mut sums = vec![[[0.0_f32; P]; T]; if blocks > 1 { tiles } else { 1 }];
+    let mut gates = [[0.0_f32; P]; T];
     for panel in task.panels.clone() {
         for block in 0..blocks {
             let first = block * weights.block;
@@ -262,111 +277,73 @@ fn run<E: Element, M: Multiply<E, P, T>, const FMA: bool, const P: usize, const 
             let data = &weights.panel_data(panel)[first * taps * P..];
             assert!(data.len() >= inputs.div_ceil(E::DEPTH) * E::DEPTH * taps * P, "a panel has its block");
             for (tile, vectors) in vectors.chunks_exact(taps).enumerate() {
-                let mut sums: Sums<P, T> = if block == 0 { [[0.0; P]; T] } else { partial[tile] };
+                let sums = &mut sums[if blocks > 1 { tile } else { 0 }];
+                let into = Rows { at: sums.as_flattened_mut().as_mut_ptr(), stride: P, fresh: block == 0 };
                 // SAFETY: every vector is of `weights.inputs` numbers, checked where its pointer was made; the block has its
-                // weights; whoever chose `M` knows the processor.
-                unsafe { M::add(&mut sums, vectors, first, inputs, data.as_ptr()) };
+                // weights; the processor is as the caller promises.
+                unsafe { M::add(into, vectors, first, inputs, data.as_ptr()) };
                 if block + 1 < blocks {
-                    partial[tile] = sums;
                     continue;
                 }
-                let place =
-                    Place { panel, first: task.rows.start + tile * T, count: T.min(task.rows.len() - tile * T) };
                 if task.finish.gated {
-                    let gates = weights.panel_data(panel + task.outputs / P);
-                    let mut gate = [[0.0; P]; T];
+                    let packed = weights.panel_data(panel + task.outputs / P);
+                    let into = Rows { at: gates.as_flattened_mut().as_mut_ptr(), stride: P, fresh: true };
                     // SAFETY: as above; a gated layer has one tap and one block.
-                    unsafe { M::add(&mut gate, vectors, 0, inputs, gates.as_ptr()) };
-                    finish_gated::<FMA, P, T>(&mut sums, &gate, &weights.bias, task.outputs, panel);
-                } else {
-                    finish_rows::<E, FMA, P, T>(&mut sums, task, &place);
+                    unsafe { M::add(into, vectors, 0, inputs, packed.as_ptr()) };
                 }
-                store(&sums, task, &place);
+                let rows = task.rows.start + tile * T..(task.rows.start + (tile + 1) * T).min(task.rows.end);
+                // SAFETY: the processor is as the caller promises.
+                unsafe { finish::<E, L, P, T>(task, sums, &gates, panel, rows) };
             }
         }
     }
 }
 
-/// A tile of the result.
-struct Place {
-    panel: usize,
-    /// The first row, and how many rows.
-    first: usize,
-    count: usize,
-}
-
+/// Makes results of a tile's sums.
+///
+/// # Safety
+///
+/// The processor has the instructions of `L`.
 #[inline(always)]
-fn finish_gated<const FMA: bool, const P: usize, const T: usize>(
-    sums: &mut Sums<P, T>,
-    gates: &Sums<P, T>,
-    bias: &[f32],
-    outputs: usize,
-    panel: usize,
-) {
-    let (bias, gate_bias) = (&bias[panel * P..][..P], &bias[outputs + panel * P..][..P]);
-    for (row, gates) in sums.iter_mut().zip(gates) {
-        for lane in 0..P {
-            row[lane] = (row[lane] + bias[lane]) * math::gelu::<FMA>(gates[lane] + gate_bias[lane]);
-        }
-    }
-}
-
-#[inline(always)]
-fn finish_rows<E: Element, const FMA: bool, const P: usize, const T: usize>(
-    sums: &mut Sums<P, T>,
+unsafe fn finish<E: Element, L: Lanes, const P: usize, const T: usize>(
     task: &Multiplying<'_, E>,
-    place: &Place,
+    sums: &[[f32; P]; T],
+    gates: &[[f32; P]; T],
+    panel: usize,
+    rows: Range<usize>,
 ) {
-    let column = place.panel * P;
-    let lanes = P.min(task.outputs - column);
-    let bias = &task.weights.bias[column..][..P];
-    for (slot, row) in sums.iter_mut().enumerate().take(place.count) {
-        for lane in 0..P {
-            row[lane] += bias[lane];
-        }
-        if let Some((added, rows_of_image)) = task.finish.per_image {
-            add::<E, P>(row, &added[(place.first + slot) / rows_of_image * task.outputs + column..][..lanes]);
-        }
-        match task.finish.activation {
-            None => {}
-            Some(Activation::Silu) => row.iter_mut().for_each(|x| *x = math::silu::<FMA>(*x)),
-            Some(Activation::Gelu) => row.iter_mut().for_each(|x| *x = math::gelu::<FMA>(*x)),
-            Some(Activation::QuickGelu) => row.iter_mut().for_each(|x| *x = math::quick_gelu::<FMA>(*x)),
-        }
-        if let Some(residual) = task.finish.residual {
-            add::<E, P>(row, &residual[(place.first + slot) * task.outputs + column..][..lanes]);
-        }
-    }
-}
-
-/// Adds to a row; a whole one without asking for each number whether it is there.
-#[inline(always)]
-fn add<E: Element, const P: usize>(row: &mut [f32; P], added: &[E]) {
-    if let Some((added, [])) = added.split_first_chunk::<P>() {
-        for lane in 0..P {
-            row[lane] += added[lane].widen();
-        }
-    } else {
-        row.iter_mut().zip(added).for_each(|(value, added)| *value += added.widen());
-    }
-}
-
-#[inline(always)]
-fn store<E: Element, const P: usize, const T: usize>(sums: &Sums<P, T>, task: &Multiplying<'_, E>, place: &Place) {
-    let column = place.panel * P;
-    let lanes = P.min(task.outputs - column);
-    for (slot, sums) in sums.iter().enumerate().take(place.count) {
-        let mut row = [E::default(); P];
-        for lane in 0..P {
-            row[lane] = E::narrow(sums[lane]);
-        }
-        let at = task.result.at((place.first + slot) * task.outputs + column);
-        if lanes == P {
-            // SAFETY: this task alone has these rows of this panel, inside the result.
-            unsafe { at.cast::<[E; P]>().write_unaligned(row) };
-        } else {
-            // SAFETY: as above.
-            unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), at, lanes) };
+    let (finish, outputs, bias) = (task.finish, task.outputs, &task.weights.bias);
+    for (slot, row) in rows.enumerate() {
+        for part in 0..P / LANES {
+            let column = panel * P + part * LANES;
+            if column >= outputs {
+                break;
+            }
+            let count = LANES.min(outputs - column);
+            let place = row * outputs + column;
+            // SAFETY: the processor is as the caller promises; sums and bias have whole panels; this task alone has this place,
+            // which is inside the result.
+            unsafe {
+                let value = L::load(sums[slot][part * LANES..][..LANES].as_ptr());
+                let mut value = value.add(L::load(bias[column..][..LANES].as_ptr()));
+                if finish.gated {
+                    let gate = L::load(gates[slot][part * LANES..][..LANES].as_ptr());
+                    value = value.mul(math::gelu(gate.add(L::load(bias[outputs + column..][..LANES].as_ptr()))));
+                }
+                if let Some((added, rows_of_image)) = finish.per_image {
+                    value = value.add(read(&added[row / rows_of_image * outputs + column..][..count]));
+                }
+                value = match finish.activation {
+                    None => value,
+                    Some(Activation::Silu) => math::silu(value),
+                    Some(Activation::Gelu) => math::gelu(value),
+                    Some(Activation::QuickGelu) => math::quick_gelu(value),
+                };
+                if let Some(residual) = finish.residual {
+                    value = value.add(read(&residual[place..][..count]));
+                }
+                write(value, task.result.at(place), count);
+            }
         }
     }
 }

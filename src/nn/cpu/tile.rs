@@ -5,7 +5,7 @@
 
 use half::bf16;
 
-use super::{element::Element, isa::multiply_add};
+use super::{element::Element, isa::multiply_add, lanes::LANES};
 
 /// Outputs of a panel where vectors are of 256 bits or less: two vectors for each of 6 rows fill 12 of 16 registers, and
 /// leave room for weights and an input.
@@ -17,8 +17,23 @@ pub const ROWS: usize = 6;
 /// Rows of a tile with 32 registers.
 pub const WIDE_ROWS: usize = 8;
 
-/// `T` rows of sums for one panel of `P` outputs.
-pub type Sums<const P: usize, const T: usize> = [[f32; P]; T];
+/// Where a tile's sums are: `T` rows, `stride` numbers apart, of `P` outputs each.
+#[derive(Debug, Clone, Copy)]
+pub struct Rows {
+    /// The first row.
+    pub at: *mut f32,
+    /// From a row to the next.
+    pub stride: usize,
+    /// Whether sums begin at zero, whatever is there, instead of with what is there.
+    pub fresh: bool,
+}
+
+impl Rows {
+    #[inline(always)]
+    fn row(self, row: usize) -> *mut f32 {
+        self.at.wrapping_add(row * self.stride)
+    }
+}
 
 /// A way to multiply and add for a tile.
 pub trait Multiply<E: Element, const P: usize, const T: usize> {
@@ -26,18 +41,39 @@ pub trait Multiply<E: Element, const P: usize, const T: usize> {
     ///
     /// # Safety
     ///
-    /// Each of `vectors` is to `skip + inputs` numbers or more; `panel` is to as many groups of inputs for each tap, filled
-    /// up with zeros to whole groups. The processor has the instructions of the implementation.
-    unsafe fn add(sums: &mut Sums<P, T>, vectors: &[[*const E; T]], skip: usize, inputs: usize, panel: *const E);
+    /// `sums` are numbers that nothing else uses, and have been set unless they are fresh. Each of `vectors` is to
+    /// `skip + inputs` numbers or more; `panel` is to as many groups of inputs for each tap, filled up with zeros to whole
+    /// groups. The processor has the instructions of the implementation.
+    unsafe fn add(sums: Rows, vectors: &[[*const E; T]], skip: usize, inputs: usize, panel: *const E);
+}
 
-    /// Multiplies a row of sums with `factor`.
-    ///
-    /// # Safety
-    ///
-    /// The processor has the instructions of the implementation.
-    #[inline(always)]
-    unsafe fn scale(row: &mut [f32; P], factor: f32) {
-        row.iter_mut().for_each(|sum| *sum *= factor);
+/// Puts sums in an array, of which the compiler makes registers.
+///
+/// # Safety
+///
+/// As of [`Multiply::add`].
+#[inline(always)]
+unsafe fn kept<const P: usize, const T: usize>(sums: Rows, first: usize) -> [[f32; P]; T] {
+    let mut kept = [[0.0; P]; T];
+    if !sums.fresh {
+        for (row, kept) in kept.iter_mut().enumerate() {
+            // SAFETY: the caller's promise.
+            *kept = unsafe { sums.row(row).add(first).cast::<[f32; P]>().read_unaligned() };
+        }
+    }
+    kept
+}
+
+/// Puts sums back.
+///
+/// # Safety
+///
+/// As of [`Multiply::add`].
+#[inline(always)]
+unsafe fn put<const P: usize, const T: usize>(kept: &[[f32; P]; T], sums: Rows, first: usize) {
+    for (row, kept) in kept.iter().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe { sums.row(row).add(first).cast::<[f32; P]>().write_unaligned(*kept) };
     }
 }
 
@@ -46,8 +82,9 @@ pub struct Fused<const FMA: bool>;
 
 impl<const FMA: bool, const P: usize, const T: usize> Multiply<f32, P, T> for Fused<FMA> {
     #[inline(always)]
-    unsafe fn add(sums: &mut Sums<P, T>, vectors: &[[*const f32; T]], skip: usize, inputs: usize, panel: *const f32) {
-        let mut kept = *sums;
+    unsafe fn add(sums: Rows, vectors: &[[*const f32; T]], skip: usize, inputs: usize, panel: *const f32) {
+        // SAFETY: the caller's promise.
+        let mut kept = unsafe { kept::<P, T>(sums, 0) };
         let mut weights = panel;
         for vectors in vectors {
             let rows: [*const f32; T] = std::array::from_fn(|row| vectors[row].wrapping_add(skip));
@@ -64,7 +101,8 @@ impl<const FMA: bool, const P: usize, const T: usize> Multiply<f32, P, T> for Fu
                 }
             }
         }
-        *sums = kept;
+        // SAFETY: the caller's promise.
+        unsafe { put(&kept, sums, 0) };
     }
 }
 
@@ -72,17 +110,14 @@ impl<const FMA: bool, const P: usize, const T: usize> Multiply<f32, P, T> for Fu
 /// `vdpbf16ps` does.
 pub struct Widened<const FMA: bool>;
 
-/// Lanes that [`Widened`] goes through together, so that their sums and weights fit 16 registers.
-const LANES: usize = 16;
-
 impl<const FMA: bool, const P: usize, const T: usize> Multiply<bf16, P, T> for Widened<FMA> {
     #[inline(always)]
-    unsafe fn add(sums: &mut Sums<P, T>, vectors: &[[*const bf16; T]], skip: usize, inputs: usize, panel: *const bf16) {
+    unsafe fn add(sums: Rows, vectors: &[[*const bf16; T]], skip: usize, inputs: usize, panel: *const bf16) {
         const { assert!(P.is_multiple_of(LANES), "a panel is whole vectors") };
         let pairs = inputs / 2;
         for first in (0..P).step_by(LANES) {
-            let mut kept: [[f32; LANES]; T] =
-                std::array::from_fn(|row| std::array::from_fn(|lane| sums[row][first + lane]));
+            // SAFETY: the caller's promise.
+            let mut kept = unsafe { kept::<LANES, T>(sums, first) };
             let mut weights = panel.cast::<u32>().wrapping_add(first);
             for vectors in vectors {
                 let rows: [*const u16; T] = std::array::from_fn(|row| vectors[row].wrapping_add(skip).cast::<u16>());
@@ -102,9 +137,8 @@ impl<const FMA: bool, const P: usize, const T: usize> Multiply<bf16, P, T> for W
                     weights = weights.wrapping_add(P);
                 }
             }
-            for (row, kept) in sums.iter_mut().zip(&kept) {
-                row[first..first + LANES].copy_from_slice(kept);
-            }
+            // SAFETY: the caller's promise.
+            unsafe { put(&kept, sums, first) };
         }
     }
 }
@@ -148,7 +182,7 @@ mod x86 {
     use std::{
         arch::x86_64::{
             __m512, __m512bh, __m512i, _mm512_and_si512, _mm512_castsi512_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps,
-            _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+            _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
             _mm512_setzero_si512, _mm512_slli_epi32, _mm512_storeu_ps,
         },
         marker::PhantomData,
@@ -156,7 +190,7 @@ mod x86 {
 
     use half::bf16;
 
-    use super::{Multiply, Sums};
+    use super::{LANES, Multiply, Rows};
 
     /// A tile's sums in registers: `V` vectors of 16 lanes for each row.
     type Registers<const V: usize, const T: usize> = [[__m512; V]; T];
@@ -165,16 +199,18 @@ mod x86 {
     ///
     /// # Safety
     ///
-    /// The processor has AVX-512.
+    /// As of [`Multiply::add`], and the processor has AVX-512.
     #[inline(always)]
-    unsafe fn load<const P: usize, const V: usize, const T: usize>(sums: &Sums<P, T>) -> Registers<V, T> {
-        const { assert!(P == V * 16, "a panel is whole vectors") };
-        // SAFETY: a row of sums is `V` vectors; the processor is as the caller promises.
+    unsafe fn load<const P: usize, const V: usize, const T: usize>(sums: Rows) -> Registers<V, T> {
+        const { assert!(P == V * LANES, "a panel is whole vectors") };
+        // SAFETY: a row of sums is `V` vectors; the rest is the caller's promise.
         unsafe {
             let mut kept = [[_mm512_setzero_ps(); V]; T];
-            for row in 0..T {
-                for part in 0..V {
-                    kept[row][part] = _mm512_loadu_ps(sums[row].as_ptr().add(part * 16));
+            if !sums.fresh {
+                for row in 0..T {
+                    for part in 0..V {
+                        kept[row][part] = _mm512_loadu_ps(sums.row(row).add(part * LANES));
+                    }
                 }
             }
             kept
@@ -185,33 +221,15 @@ mod x86 {
     ///
     /// # Safety
     ///
-    /// The processor has AVX-512.
+    /// As of [`Multiply::add`], and the processor has AVX-512.
     #[inline(always)]
-    unsafe fn store<const P: usize, const V: usize, const T: usize>(kept: &Registers<V, T>, sums: &mut Sums<P, T>) {
-        // SAFETY: a row of sums is `V` vectors; the processor is as the caller promises.
+    unsafe fn store<const V: usize, const T: usize>(kept: &Registers<V, T>, sums: Rows) {
+        // SAFETY: a row of sums is `V` vectors; the rest is the caller's promise.
         unsafe {
             for row in 0..T {
                 for part in 0..V {
-                    _mm512_storeu_ps(sums[row].as_mut_ptr().add(part * 16), kept[row][part]);
+                    _mm512_storeu_ps(sums.row(row).add(part * LANES), kept[row][part]);
                 }
-            }
-        }
-    }
-
-    /// Multiplies a row of sums.
-    ///
-    /// # Safety
-    ///
-    /// The processor has AVX-512.
-    #[inline(always)]
-    unsafe fn scale<const P: usize, const V: usize>(row: &mut [f32; P], factor: f32) {
-        const { assert!(P == V * 16, "a panel is whole vectors") };
-        // SAFETY: a row of sums is `V` vectors; the processor is as the caller promises.
-        unsafe {
-            let factor = _mm512_set1_ps(factor);
-            for part in 0..V {
-                let place = row.as_mut_ptr().add(part * 16);
-                _mm512_storeu_ps(place, _mm512_mul_ps(_mm512_loadu_ps(place), factor));
             }
         }
     }
@@ -221,17 +239,11 @@ mod x86 {
 
     impl<const V: usize, const P: usize, const T: usize> Multiply<f32, P, T> for Fused512<V> {
         #[inline(always)]
-        unsafe fn add(
-            sums: &mut Sums<P, T>,
-            vectors: &[[*const f32; T]],
-            skip: usize,
-            inputs: usize,
-            panel: *const f32,
-        ) {
+        unsafe fn add(sums: Rows, vectors: &[[*const f32; T]], skip: usize, inputs: usize, panel: *const f32) {
             // SAFETY: the processor has the instructions, the vectors have each input that is read and the panel its weights,
             // all by the caller's promise.
             unsafe {
-                let mut kept: Registers<V, T> = load(sums);
+                let mut kept: Registers<V, T> = load::<P, V, T>(sums);
                 let mut weights = panel;
                 for vectors in vectors {
                     let rows: [*const f32; T] = std::array::from_fn(|row| vectors[row].wrapping_add(skip));
@@ -251,12 +263,6 @@ mod x86 {
                 }
                 store(&kept, sums);
             }
-        }
-
-        #[inline(always)]
-        unsafe fn scale(row: &mut [f32; P], factor: f32) {
-            // SAFETY: the caller's promise.
-            unsafe { scale::<P, V>(row, factor) };
         }
     }
 
@@ -280,17 +286,11 @@ mod x86 {
 
     impl<W: Pair, const V: usize, const P: usize, const T: usize> Multiply<bf16, P, T> for Paired<W, V> {
         #[inline(always)]
-        unsafe fn add(
-            sums: &mut Sums<P, T>,
-            vectors: &[[*const bf16; T]],
-            skip: usize,
-            inputs: usize,
-            panel: *const bf16,
-        ) {
+        unsafe fn add(sums: Rows, vectors: &[[*const bf16; T]], skip: usize, inputs: usize, panel: *const bf16) {
             // SAFETY: the processor has the instructions, the vectors have each pair that is read and the panel its weights, all
             // by the caller's promise; the last of an odd count of inputs has no second, whose weight is zero.
             unsafe {
-                let mut kept: Registers<V, T> = load(sums);
+                let mut kept: Registers<V, T> = load::<P, V, T>(sums);
                 let mut weights = panel;
                 for vectors in vectors {
                     let rows: [*const bf16; T] = std::array::from_fn(|row| vectors[row].wrapping_add(skip));
@@ -311,12 +311,6 @@ mod x86 {
                 }
                 store(&kept, sums);
             }
-        }
-
-        #[inline(always)]
-        unsafe fn scale(row: &mut [f32; P], factor: f32) {
-            // SAFETY: the caller's promise.
-            unsafe { scale::<P, V>(row, factor) };
         }
     }
 
