@@ -11,7 +11,7 @@ use darkroom::{
     Result,
     models::DtypeChoice,
     nn::{
-        Conv2d, GroupNorm, LayerNorm, Linear, LoadProgress, WeightFile, Weights, attention, feature_map,
+        Conv2d, Doubling, GroupNorm, LayerNorm, Linear, LoadProgress, WeightFile, Weights, attention, feature_map,
         operations_done,
     },
     threads,
@@ -120,9 +120,9 @@ fn conv_3x3_halving(bencher: Bencher, Conv(side, channels, _): Conv) {
 
 #[divan::bench(args = [Conv(8, 1280, 1280), Conv(16, 1280, 1280), Conv(32, 640, 640), Conv(64, 640, 640), Conv(128, 256, 256)])]
 fn conv_3x3_doubling(bencher: Bencher, Conv(side, channels, _): Conv) {
-    let conv = layer(&[channels, channels, 3, 3], channels, |weights| Conv2d::new(weights, channels, channels, 3));
+    let doubling = layer(&[channels, channels, 3, 3], channels, |weights| Doubling::new(weights, channels));
     let x = map(channels, side);
-    measure(bencher, || conv.forward_scaled(&x, (2 * side, 2 * side)).unwrap());
+    measure(bencher, || doubling.forward(&x, (2 * side, 2 * side)).unwrap());
 }
 
 #[divan::bench(args = [Conv(64, 960, 320), Conv(32, 320, 640), Conv(16, 640, 1280), Conv(128, 640, 320), Conv(32, 2560, 1280)])]

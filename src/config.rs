@@ -308,6 +308,9 @@ pub struct BenchConfig {
     /// Runs of each stage, of which the median counts
     #[arg(long, default_value_t = 5, value_parser = at_least_one)]
     pub runs: usize,
+    /// Stages to measure [default: all]
+    #[arg(long, num_args = 1.., value_name = "STAGE")]
+    pub stages: Vec<BenchStage>,
     /// Write one JSON object a line
     #[arg(long)]
     pub json: bool,
@@ -317,6 +320,22 @@ pub struct BenchConfig {
     /// What is said on stderr.
     #[command(flatten)]
     pub log: LogConfig,
+}
+
+/// What can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum BenchStage {
+    /// The text encoders, on a prompt and a negative prompt
+    TextPair,
+    /// One step of a guided drawing
+    UnetPair,
+    /// From latents to pixels
+    VaeDecode,
+    /// From pixels to latents
+    VaeEncode,
+    /// A guided drawing in 20 steps, from the request to a PNG's bytes
+    Image,
 }
 
 /// A picture as the command line asks for it. What is left out is the model's own.

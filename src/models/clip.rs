@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use crate::{
     Error, Result,
-    nn::{Activation, After, LayerNorm, Linear, Weights, attention},
+    nn::{Activation, After, LayerNorm, Linear, Weights, attention, on_drawing_threads},
 };
 
 /// The sizes of a text encoder: its `config.json`.
@@ -141,6 +141,11 @@ impl ClipTextModel {
                 format!("leaves out {skip} layers; the text encoder has {layers}"),
             ));
         }
+        on_drawing_threads(self.tokens.device(), || self.pass(ids, skip))
+    }
+
+    fn pass(&self, ids: &[&[u32]], skip: &[usize]) -> Result<TextStates> {
+        let layers = self.layers.len();
         let (batch, length) = (ids.len(), ids[0].len());
         let flat = Tensor::from_vec(ids.concat(), batch * length, self.tokens.device())?;
         let embedded = self.tokens.embedding(&flat)?.reshape((batch, length, ()))?;

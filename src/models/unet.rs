@@ -10,8 +10,8 @@ use super::UnetConfig;
 use crate::{
     Result,
     nn::{
-        Activation, After, Conv2d, EmbeddingMlp, GroupNorm, LayerNorm, Linear, ResnetBlock, ResnetSizes, Sinusoids,
-        Weights, attention, feature_map,
+        Activation, After, Conv2d, Doubling, EmbeddingMlp, GroupNorm, LayerNorm, Linear, ResnetBlock, ResnetSizes,
+        Sinusoids, Weights, attention, feature_map, on_drawing_threads,
     },
 };
 
@@ -55,9 +55,9 @@ pub struct Unet {
     time: EmbeddingMlp,
     added: Option<(Sinusoids, EmbeddingMlp)>,
     conv_in: Conv2d,
-    down: Vec<Block>,
+    down: Vec<Block<Conv2d>>,
     middle: Option<Middle>,
-    up: Vec<Block>,
+    up: Vec<Block<Doubling>>,
     norm_out: GroupNorm,
     conv_out: Conv2d,
     /// What the first and last layers compute in: their rounding would be in every step's result.
@@ -110,8 +110,8 @@ impl Unet {
     /// A shape that does not fit.
     pub fn prepare(&self, conditioning: &Conditioning) -> Result<Prepared> {
         let text = conditioning.text.to_dtype(self.dtype)?;
-        let layers = [&self.down, &self.up].map(|blocks| blocks.iter().flat_map(|block| &block.layers));
-        let [down, up] = layers.map(|layers| layers.filter_map(|layer| layer.transformer.as_ref()));
+        let down = self.down.iter().flat_map(|block| &block.layers).filter_map(|layer| layer.transformer.as_ref());
+        let up = self.up.iter().flat_map(|block| &block.layers).filter_map(|layer| layer.transformer.as_ref());
         let transformers = down.chain(self.middle.as_ref().map(|middle| &middle.transformer)).chain(up);
         let attentions = transformers.flat_map(|transformer| &transformer.layers).map(|layer| &layer.cross);
         Ok(Prepared {
@@ -123,13 +123,25 @@ impl Unet {
     /// The network's output for latents of total variance 1: `(b, in_channels, h, w)` to `(b, out_channels, h, w)` f32.
     /// All of the batch are at one timestep; `prepared` is of this network.
     ///
+    /// Where `prepared` is of a larger batch, as of a guidance pair, the output is of that, as if latents had been repeated:
+    /// what the network does before it first looks at the text is the same for all, and done once.
+    ///
     /// # Errors
     ///
     /// A shape that does not fit.
     pub fn forward(&self, latents: &Tensor, timestep: f64, prepared: &Prepared) -> Result<Tensor> {
+        on_drawing_threads(latents.device(), || self.pass(latents, timestep, prepared))
+    }
+
+    fn pass(&self, latents: &Tensor, timestep: f64, prepared: &Prepared) -> Result<Tensor> {
         let time = self.embed(timestep, latents, prepared.added.as_ref())?;
         let time = Activation::Silu.forward(&time)?.to_dtype(self.dtype)?;
         let mut context = Context { time, text: prepared.text.iter() };
+        // What is added to the timestep differs from the first layer on.
+        let latents = match &prepared.added {
+            Some(added) => feature_map::repeat(latents, added.dim(0)?)?,
+            None => latents.clone(),
+        };
         let x = self.conv_in.forward(&feature_map::from_planes(&latents.to_dtype(self.edge_dtype)?)?)?;
         let mut x = feature_map::cast(&x, self.dtype)?;
         let mut skips = vec![x.clone()];
@@ -149,11 +161,12 @@ impl Unet {
         for block in &self.up {
             for layer in &block.layers {
                 let skip = skips.pop().expect("the way up takes as many skips as the way down leaves");
+                let skip = feature_map::repeat(&skip, x.dim(0)?)?;
                 x = layer.forward(&feature_map::concat_channels(&x, &skip)?, &mut context)?;
             }
             if let (Some(conv), Some(next)) = (&block.resize, skips.last()) {
                 // The next skip's size, not twice this one's: sizes that a level did not divide were rounded up.
-                x = conv.forward_scaled(&x, feature_map::size(next)?)?;
+                x = conv.forward(&x, feature_map::size(next)?)?;
             }
         }
         let x = feature_map::cast(&x, self.edge_dtype)?;
@@ -161,13 +174,12 @@ impl Unet {
         Ok(feature_map::to_planes(&x)?.to_dtype(DType::F32)?)
     }
 
-    /// The embedding of the timestep, with what is added to it: `(b, width)`.
+    /// The embedding of the timestep, with what is added to it: `(b, width)`, or `(1, width)` for all where nothing is.
     fn embed(&self, timestep: f64, latents: &Tensor, added: Option<&Tensor>) -> Result<Tensor> {
-        let timesteps = vec![timestep; latents.dim(0)?];
-        let sinusoids = self.sinusoids.of(&timesteps, latents.device())?.to_dtype(self.edge_dtype)?;
+        let sinusoids = self.sinusoids.of(&[timestep], latents.device())?.to_dtype(self.edge_dtype)?;
         let time = self.time.forward(&sinusoids)?;
         Ok(match added {
-            Some(added) => (time + added)?,
+            Some(added) => added.broadcast_add(&time)?,
             None => time,
         })
     }
@@ -184,7 +196,7 @@ impl Unet {
 
 /// What every block is told in one pass.
 struct Context<'a> {
-    /// The timestep's embedding, activated: `(b, width)`.
+    /// The timestep's embedding, activated: `(b, width)`, or `(1, width)` for all.
     time: Tensor,
     /// What the attentions to the text that are still to come look at.
     text: slice::Iter<'a, Seen>,
@@ -192,9 +204,9 @@ struct Context<'a> {
 
 /// Layers at one size, and the convolution that leads to the next.
 #[derive(Debug)]
-struct Block {
+struct Block<R> {
     layers: Vec<BlockLayer>,
-    resize: Option<Conv2d>,
+    resize: Option<R>,
 }
 
 /// A residual block, and a transformer where the block attends to the text.
@@ -220,7 +232,7 @@ fn resnet(config: &UnetConfig, weights: &Weights, inputs: usize, outputs: usize)
 }
 
 /// The blocks on the way down, and the channels of the skips that they leave, in order.
-fn down_blocks(config: &UnetConfig, weights: &Weights) -> Result<(Vec<Block>, Vec<usize>)> {
+fn down_blocks(config: &UnetConfig, weights: &Weights) -> Result<(Vec<Block<Conv2d>>, Vec<usize>)> {
     let channels = &config.block_out_channels;
     let mut skips = vec![channels[0]];
     let mut inputs = channels[0];
@@ -248,7 +260,7 @@ fn down_blocks(config: &UnetConfig, weights: &Weights) -> Result<(Vec<Block>, Ve
 }
 
 /// The blocks on the way up, which take the skips in reverse.
-fn up_blocks(config: &UnetConfig, weights: &Weights, mut skips: Vec<usize>) -> Result<Vec<Block>> {
+fn up_blocks(config: &UnetConfig, weights: &Weights, mut skips: Vec<usize>) -> Result<Vec<Block<Doubling>>> {
     let channels = &config.block_out_channels;
     let last = channels.len() - 1;
     let mut inputs = channels[last];
@@ -267,7 +279,7 @@ fn up_blocks(config: &UnetConfig, weights: &Weights, mut skips: Vec<usize>) -> R
             });
             inputs = outputs;
         }
-        let double = || Conv2d::new(&weights.at("upsamplers.0.conv"), outputs, outputs, 3);
+        let double = || Doubling::or_one_less(&weights.at("upsamplers.0.conv"), outputs);
         blocks.push(Block { layers, resize: (index < last).then(double).transpose()? });
     }
     Ok(blocks)
@@ -329,7 +341,7 @@ impl Transformer {
             let text = text.next().expect("what was prepared has one for each attention to the text");
             tokens = layer.forward(&tokens, text)?;
         }
-        let residual = feature_map::to_tokens(x)?;
+        let residual = feature_map::repeat(&feature_map::to_tokens(x)?, tokens.dim(0)?)?;
         let tokens = self.project_out.forward_then(&tokens, added(&residual))?;
         feature_map::from_tokens(&tokens, feature_map::size(x)?)
     }
@@ -407,9 +419,11 @@ impl Attention {
         Ok(Seen { keys: self.widen(self.key.forward(tokens)?)?, values: self.widen(self.value.forward(tokens)?)? })
     }
 
-    /// What `x` finds in `seen`, added to `residual`.
+    /// What `x` finds in `seen`, added to `residual`; both are repeated for all that there is to see.
     fn forward(&self, x: &Tensor, seen: &Seen, residual: &Tensor) -> Result<Tensor> {
-        let queries = self.widen(self.query.forward(x)?)?;
+        let batch = seen.keys.dim(0)?;
+        let queries = feature_map::repeat(&self.widen(self.query.forward(x)?)?, batch)?;
+        let residual = &feature_map::repeat(residual, batch)?;
         let found = attention(&queries, &seen.keys, &seen.values, self.heads, None)?;
         self.out.forward_then(&found.to_dtype(x.dtype())?, added(residual))
     }

@@ -6,7 +6,10 @@ use candle_core::{DType, Tensor};
 use super::VaeConfig;
 use crate::{
     Result,
-    nn::{After, Conv2d, GroupNorm, Linear, ResnetBlock, ResnetSizes, Weights, attention, feature_map},
+    nn::{
+        After, Conv2d, Doubling, GroupNorm, Linear, ResnetBlock, ResnetSizes, Weights, attention, feature_map,
+        on_drawing_threads,
+    },
 };
 
 /// Added to the norms' variance, in diffusers' code.
@@ -83,6 +86,10 @@ impl VaeDecoder {
     ///
     /// A shape that does not fit.
     pub fn decode_raw(&self, latents: &Tensor) -> Result<Tensor> {
+        on_drawing_threads(latents.device(), || self.pass(latents))
+    }
+
+    fn pass(&self, latents: &Tensor) -> Result<Tensor> {
         let mut x = feature_map::from_planes(&latents.to_dtype(self.edge_dtype)?)?;
         if let Some(conv) = &self.before {
             x = conv.forward(&x)?;
@@ -130,7 +137,7 @@ pub(super) fn resnet(config: &VaeConfig, weights: &Weights, inputs: usize, outpu
 #[derive(Debug)]
 struct Block {
     resnets: Vec<ResnetBlock>,
-    doubling: Option<Conv2d>,
+    doubling: Option<Doubling>,
 }
 
 impl Block {
@@ -139,7 +146,7 @@ impl Block {
             let inputs = if number == 0 { inputs } else { outputs };
             resnet(config, &weights.entry("resnets", number), inputs, outputs)
         };
-        let double = || Conv2d::new(&weights.at("upsamplers.0.conv"), outputs, outputs, 3);
+        let double = || Doubling::new(&weights.at("upsamplers.0.conv"), outputs);
         Ok(Self {
             resnets: (0..=config.layers_per_block).map(layer).collect::<Result<_>>()?,
             doubling: (index + 1 < config.block_out_channels.len()).then(double).transpose()?,
@@ -151,9 +158,9 @@ impl Block {
         for resnet in &self.resnets {
             x = resnet.forward(&x, None)?;
         }
-        let Some(conv) = &self.doubling else { return Ok(x) };
+        let Some(doubling) = &self.doubling else { return Ok(x) };
         let (height, width) = feature_map::size(&x)?;
-        conv.forward_scaled(&x, (2 * height, 2 * width))
+        doubling.forward(&x, (2 * height, 2 * width))
     }
 }
 

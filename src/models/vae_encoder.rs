@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    nn::{Conv2d, GroupNorm, ResnetBlock, Weights, feature_map},
+    nn::{Conv2d, GroupNorm, ResnetBlock, Weights, feature_map, on_drawing_threads},
 };
 
 /// The smallest and largest logarithm of a variance, in diffusers' code.
@@ -81,6 +81,10 @@ impl VaeEncoder {
                 "{width} by {height} pixels are too few; at least {least} a side are needed"
             )));
         }
+        on_drawing_threads(pixels.device(), || self.pass(pixels))
+    }
+
+    fn pass(&self, pixels: &Tensor) -> Result<LatentDistribution> {
         let mut x = self.conv_in.forward(&feature_map::from_planes(&pixels.to_dtype(self.dtype)?)?)?;
         for block in &self.blocks {
             x = block.forward(&x)?;

@@ -80,6 +80,22 @@ pub fn concat_channels(first: &Tensor, second: &Tensor) -> Result<Tensor> {
     Ok(Tensor::cat(&[first, second], channel_axis(first))?)
 }
 
+/// A batch of `count` of maps or tokens: what is there, one whole batch after another, as often as makes so many.
+///
+/// # Errors
+///
+/// A count that is no multiple of what is there.
+pub fn repeat(x: &Tensor, count: usize) -> Result<Tensor> {
+    let batch = x.dim(0)?;
+    if batch == count {
+        return Ok(x.clone());
+    }
+    if !count.is_multiple_of(batch) {
+        return Err(candle_core::Error::Msg(format!("a batch of {batch} cannot be repeated to {count}")).into());
+    }
+    Ok(Tensor::cat(&vec![x; count / batch], 0)?)
+}
+
 /// One token a pixel: `(b, h * w, c)`.
 ///
 /// # Errors

@@ -26,6 +26,12 @@ pub fn has_fast_bf16() -> bool {
     Isa::detected() == Isa::Avx512Bf16
 }
 
+/// Runs a pass of a network on a thread of the pool that draws, where the CPU does: a layer then begins without waiting
+/// for another thread to wake.
+pub fn on_drawing_threads<T: Send>(device: &Device, pass: impl FnOnce() -> T + Send) -> T {
+    if device.is_cpu() { rayon::scope(|_| pass()) } else { pass() }
+}
+
 /// Runs `$run`, in which `$number` is the type of `$tensor`'s numbers: a tensor for which [`is_kernels`] holds.
 macro_rules! by_number {
     ($tensor:expr, $number:ident => $run:expr) => {

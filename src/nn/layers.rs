@@ -292,7 +292,7 @@ impl Conv2d {
     /// # Errors
     ///
     /// A shape that does not fit.
-    pub fn forward_scaled(&self, x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
+    pub(super) fn forward_scaled(&self, x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
         self.convolve(x, size, After::default())
     }
 
@@ -334,7 +334,8 @@ impl Conv2d {
         }
         let (kernel, stride, padding) = (self.kernel, self.stride, self.padding);
         with_values(x, |data: &[N]| {
-            let gather = Gather { data, channels, size: (height, width), scaled, kernel, stride, padding };
+            let gather =
+                Gather { data, channels, size: (height, width), scaled, kernel, stride, padding: [padding; 2] };
             let (height, width) = gather.output_size();
             let rows = images * height * width;
             let result =

@@ -5,6 +5,7 @@
 mod activation;
 mod attention;
 mod cpu;
+mod doubling;
 pub mod feature_map;
 mod host;
 mod layers;
@@ -15,7 +16,8 @@ mod work;
 
 pub use activation::Activation;
 pub use attention::attention;
-pub use host::{has_fast_bf16, multiply_peak};
+pub use doubling::Doubling;
+pub use host::{has_fast_bf16, multiply_peak, on_drawing_threads};
 pub use layers::{After, Conv2d, GroupNorm, LayerNorm, Linear};
 pub use resnet::{ResnetBlock, ResnetSizes};
 pub use time::{EmbeddingMlp, Sinusoids};

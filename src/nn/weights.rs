@@ -217,7 +217,14 @@ impl<'a> Weights<'a> {
         };
         let (start, end) = info.data_offsets;
         let range = file.data_start + start..file.data_start + end;
-        Ok(RawTensor { bytes: &file.bytes.get()[range.clone()], dtype, file, range, progress: self.files.progress })
+        Ok(RawTensor {
+            bytes: &file.bytes.get()[range.clone()],
+            dtype,
+            file,
+            range,
+            progress: self.files.progress,
+            read_again: false,
+        })
     }
 
     /// Whether layers of these weights compute with the CPU kernels.
@@ -230,16 +237,24 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// A tensor where it is in its file. When it is dropped it counts as loaded, and its pages are given back.
+/// A tensor where it is in its file. When it is dropped it counts as loaded, and its pages are given back, unless it is
+/// [`read_again`](Self::read_again).
 pub(super) struct RawTensor<'w, 'p> {
     bytes: &'w [u8],
     dtype: DType,
     file: &'w Opened,
     range: Range<usize>,
     progress: &'p LoadProgress<'p>,
+    read_again: bool,
 }
 
 impl RawTensor<'_, '_> {
+    /// For a tensor that is read once more after this.
+    pub(super) fn read_again(mut self) -> Self {
+        self.read_again = true;
+        self
+    }
+
     /// All numbers in f32.
     pub(super) fn to_vec(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.bytes.len() / self.dtype.size_in_bytes()];
@@ -255,6 +270,9 @@ impl RawTensor<'_, '_> {
 
 impl Drop for RawTensor<'_, '_> {
     fn drop(&mut self) {
+        if self.read_again {
+            return;
+        }
         self.file.bytes.give_back(self.range.clone());
         self.progress.add(self.bytes.len() as u64);
     }

@@ -100,13 +100,9 @@ impl InferencePipeline {
     /// What the network takes the picture to be: `(x, level) → x₀`, guided where that was asked for.
     fn predict(&self, drawing: &Drawing, x: &Tensor, level: Level, watch: &mut Watch<'_>) -> Result<Tensor> {
         watch.go_on()?;
-        let output = if text::is_guided(drawing.config) {
-            let pair = Tensor::cat(&[x, x], 0)?;
-            let outputs = self.networks.unet.forward(&pair, level.timestep, &drawing.prepared)?;
-            guide(&outputs, drawing.config.guidance_scale)?
-        } else {
-            self.networks.unet.forward(x, level.timestep, &drawing.prepared)?
-        };
+        let output = self.networks.unet.forward(x, level.timestep, &drawing.prepared)?;
+        let output =
+            if text::is_guided(drawing.config) { guide(&output, drawing.config.guidance_scale)? } else { output };
         self.spec.scheduler.prediction_type.denoised(x, &output, level.sigma)
     }
 

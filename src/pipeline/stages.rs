@@ -13,7 +13,7 @@ use crate::{
 pub enum Stage {
     /// The text encoders, on a prompt and a negative prompt together.
     TextPair,
-    /// The denoiser, on a guidance pair: one step of a guided drawing.
+    /// The denoiser, for a prompt and a negative prompt: one step of a guided drawing.
     UnetPair,
     /// The decoder, on one picture's latents.
     VaeDecode,
@@ -65,9 +65,9 @@ impl InferencePipeline {
                 let conditioning =
                     text::condition(&self.networks.text, &self.spec, &config, (side_px, side_px), &mut Vec::new())?;
                 let prepared = self.networks.unet.prepare(&conditioning)?;
-                let pair = noise(2, latent_channels, side)?;
+                let latents = noise(1, latent_channels, side)?;
                 Box::new(move || {
-                    self.networks.unet.forward(&pair, TIMESTEP, &prepared)?;
+                    self.networks.unet.forward(&latents, TIMESTEP, &prepared)?;
                     Ok(device.synchronize()?)
                 })
             }

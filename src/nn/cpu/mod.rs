@@ -5,6 +5,7 @@
 
 mod attention;
 mod copy;
+mod doubling;
 mod element;
 mod isa;
 mod lanes;
@@ -20,6 +21,7 @@ mod tile;
 
 pub use attention::{AttentionInputs, AttentionSizes, attention};
 pub use copy::{concat_rows, convert};
+pub use doubling::{DoublingWeights, convolve_doubled};
 pub use element::Element;
 pub use isa::Isa;
 pub use norm::{Affine, Then, group_norm, layer_norm};

@@ -53,15 +53,17 @@ pub struct Gather<'a, E> {
     pub kernel: usize,
     /// Pixels from one output to the next.
     pub stride: usize,
-    /// Zeros above the scaled map and to its left, and below it and to its right.
-    pub padding: (usize, usize),
+    /// Zeros before and after the scaled map: its columns, then its rows.
+    pub padding: [(usize, usize); 2],
 }
 
 impl<E: Element> Gather<'_, E> {
     /// The output's height and width.
     pub fn output_size(&self) -> (usize, usize) {
-        let side = |side: usize| (side + self.padding.0 + self.padding.1 - self.kernel) / self.stride + 1;
-        (side(self.scaled.0), side(self.scaled.1))
+        let [down, right] = self.padding;
+        let side =
+            |side: usize, padding: (usize, usize)| (side + padding.0 + padding.1 - self.kernel) / self.stride + 1;
+        (side(self.scaled.0, down), side(self.scaled.1, right))
     }
 
     /// The vectors of every tap for output `row`, into place `slot` of each tap.
@@ -71,14 +73,14 @@ impl<E: Element> Gather<'_, E> {
         let (image, pixel) = (row / (height * width), row % (height * width));
         let (top, left) = (pixel / width * self.stride, pixel % width * self.stride);
         let image = &self.data[image * self.size.0 * self.size.1 * self.channels..];
-        let scaled = |at: usize, from: usize, to: usize| {
-            let inside = at.checked_sub(self.padding.0).filter(|at| *at < to)?;
+        let scaled = |at: usize, padding: usize, from: usize, to: usize| {
+            let inside = at.checked_sub(padding).filter(|at| *at < to)?;
             Some(if from == to { inside } else { inside * from / to })
         };
         for down in 0..self.kernel {
-            let y = scaled(top + down, self.size.0, self.scaled.0);
+            let y = scaled(top + down, self.padding[0].0, self.size.0, self.scaled.0);
             for right in 0..self.kernel {
-                let x = scaled(left + right, self.size.1, self.scaled.1);
+                let x = scaled(left + right, self.padding[1].0, self.size.1, self.scaled.1);
                 let vector = match (y, x) {
                     (Some(y), Some(x)) => &image[(y * self.size.1 + x) * self.channels..][..self.channels],
                     _ => zeros,
@@ -129,6 +131,70 @@ pub(super) fn product_with<E: Element>(
     finish: &Finish<'_, E>,
 ) -> Vec<E> {
     let outputs = if finish.gated { weights.outputs / 2 } else { weights.outputs };
+    if let Some((added, rows_of_image)) = finish.per_image {
+        assert_eq!(added.len() * rows_of_image, rows * outputs, "there is a row to add for each image");
+    }
+    assert!(finish.residual.is_none_or(|residual| residual.len() == rows * outputs), "the residual fits");
+    assert!(!finish.gated || weights.can_gate(), "gates fill panels");
+    multiply_parts(isa, &[Part { source, weights, spread: None }], rows, finish)
+}
+
+/// A product whose rows are some of the result's.
+pub(super) struct Part<'a, E> {
+    pub source: Source<'a, E>,
+    pub weights: &'a PackedWeights<E>,
+    pub spread: Option<Spread>,
+}
+
+/// Where the rows of a part are in a result that is a map of twice the height and width.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Spread {
+    /// Pixels in a row of the part's map.
+    pub width: usize,
+    /// Which of each two rows of pixels, and which of each two pixels in it, are the part's.
+    pub phase: (usize, usize),
+}
+
+impl Spread {
+    #[inline(always)]
+    fn place(self, row: usize) -> usize {
+        let (line, column) = (row / self.width, row % self.width);
+        (2 * line + self.phase.0) * 2 * self.width + 2 * column + self.phase.1
+    }
+}
+
+/// The result of several products of `rows` rows each, of weights of one size, that are spread over it.
+pub(super) fn multiply_parts<E: Element>(
+    isa: Isa,
+    parts: &[Part<'_, E>],
+    rows: usize,
+    finish: &Finish<'_, E>,
+) -> Vec<E> {
+    let weights = parts[0].weights;
+    let outputs = if finish.gated { weights.outputs / 2 } else { weights.outputs };
+    for part in parts {
+        check_source(part.source, part.weights, rows);
+        assert!(part.weights.panel == E::panel(isa), "weights are packed for the instructions");
+        assert!(part.weights.outputs == weights.outputs, "parts have the same outputs");
+    }
+    let panels = if finish.gated { outputs / weights.panel } else { weights.panels() };
+    let chunks = rows.div_ceil(TASK_ROWS) * parts.len();
+    let groups = (TASKS_OF_THREAD * rayon::current_num_threads()).div_ceil(chunks.max(1)).min(panels);
+    let zeros = vec![E::default(); weights.inputs];
+    filled(parts.len() * rows * outputs, |result| {
+        let groups_of = |group: usize| group * panels / groups;
+        (0..chunks * groups).into_par_iter().with_max_len(1).for_each(|number| {
+            let (group, chunk) = (number / chunks, number % chunks);
+            let (part, chunk) = (&parts[chunk % parts.len()], chunk / parts.len());
+            let rows = chunk * TASK_ROWS..((chunk + 1) * TASK_ROWS).min(rows);
+            let panels = groups_of(group)..groups_of(group + 1);
+            E::multiply(isa, &Multiplying { part, finish, zeros: &zeros, panels, rows, outputs, result });
+        });
+    })
+}
+
+/// Makes sure that a product of `rows` rows has its inputs.
+fn check_source<E: Element>(source: Source<'_, E>, weights: &PackedWeights<E>, rows: usize) {
     match source {
         Source::Rows(data) => {
             assert!(weights.taps == 1 && data.len() == rows * weights.inputs, "a row has the layer's inputs");
@@ -141,32 +207,11 @@ pub(super) fn product_with<E: Element>(
             assert_eq!(gather.data.len(), images * gather.size.0 * gather.size.1 * gather.channels, "the map is whole");
         }
     }
-    if let Some((added, rows_of_image)) = finish.per_image {
-        assert_eq!(added.len() * rows_of_image, rows * outputs, "there is a row to add for each image");
-    }
-    assert!(finish.residual.is_none_or(|residual| residual.len() == rows * outputs), "the residual fits");
-    assert!(!finish.gated || weights.can_gate(), "gates fill panels");
-    assert!(weights.panel == E::panel(isa), "weights are packed for the instructions");
-    let panels = if finish.gated { outputs / weights.panel } else { weights.panels() };
-    let chunks = rows.div_ceil(TASK_ROWS);
-    let groups = (TASKS_OF_THREAD * rayon::current_num_threads()).div_ceil(chunks.max(1)).min(panels);
-    let zeros = vec![E::default(); weights.inputs];
-    filled(rows * outputs, |result| {
-        let groups_of = |group: usize| group * panels / groups;
-        (0..chunks * groups).into_par_iter().with_max_len(1).for_each(|number| {
-            let (group, chunk) = (number / chunks, number % chunks);
-            let rows = chunk * TASK_ROWS..((chunk + 1) * TASK_ROWS).min(rows);
-            let panels = groups_of(group)..groups_of(group + 1);
-            let task = Multiplying { source, weights, finish, zeros: &zeros, panels, rows, outputs, result };
-            E::multiply(isa, &task);
-        });
-    })
 }
 
 /// One task: some rows of some panels.
 pub struct Multiplying<'a, E> {
-    source: Source<'a, E>,
-    weights: &'a PackedWeights<E>,
+    part: &'a Part<'a, E>,
     finish: &'a Finish<'a, E>,
     /// As many as a vector has.
     zeros: &'a [E],
@@ -252,7 +297,8 @@ mod x86 {
 /// The processor has the instructions of `M` and `L`.
 #[inline(always)]
 unsafe fn run<E: Element, M: Multiply<E, P, T>, L: Lanes, const P: usize, const T: usize>(task: &Multiplying<'_, E>) {
-    let (weights, taps) = (task.weights, task.weights.taps);
+    let weights = task.part.weights;
+    let taps = weights.taps;
     let tiles = task.rows.len().div_ceil(T);
     // Where every tile's vectors are, found once for all panels and blocks.
     let mut vectors = vec![[std::ptr::null(); T]; tiles * taps];
@@ -260,7 +306,7 @@ unsafe fn run<E: Element, M: Multiply<E, P, T>, L: Lanes, const P: usize, const 
         for slot in 0..T {
             // Rows past the end repeat the last one, whose result is written once.
             let row = (task.rows.start + tile * T + slot).min(task.rows.end - 1);
-            match task.source {
+            match task.part.source {
                 Source::Rows(data) => vectors[0][slot] = data[row * weights.inputs..][..weights.inputs].as_ptr(),
                 Source::Map(gather) => gather.point(row, task.zeros, slot, vectors),
             }
@@ -312,15 +358,16 @@ unsafe fn finish<E: Element, L: Lanes, const P: usize, const T: usize>(
     panel: usize,
     rows: Range<usize>,
 ) {
-    let (finish, outputs, bias) = (task.finish, task.outputs, &task.weights.bias);
+    let (finish, outputs, bias) = (task.finish, task.outputs, &task.part.weights.bias);
     for (slot, row) in rows.enumerate() {
+        let result_row = task.part.spread.map_or(row, |spread| spread.place(row));
         for part in 0..P / LANES {
             let column = panel * P + part * LANES;
             if column >= outputs {
                 break;
             }
             let count = LANES.min(outputs - column);
-            let place = row * outputs + column;
+            let place = result_row * outputs + column;
             // SAFETY: the processor is as the caller promises; sums and bias have whole panels; this task alone has this place,
             // which is inside the result.
             unsafe {

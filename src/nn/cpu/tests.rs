@@ -4,9 +4,11 @@ use half::bf16;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use super::{
-    AttentionInputs, AttentionSizes, Element, Finish, Gather, Isa, LayerSizes, PackedWeights, Source, Then,
+    AttentionInputs, AttentionSizes, DoublingWeights, Element, Finish, Gather, Isa, LayerSizes, PackedWeights, Source,
+    Then,
     attention::attention_with,
     concat_rows, convert,
+    doubling::convolve_doubled_with,
     norm::{Affine, group_norm, layer_norm},
     product::product_with,
 };
@@ -207,34 +209,35 @@ fn convolutions<E: Element + Tolerance>() {
             let (images, channels) = (random.random_range(1..3), random.random_range(1..50));
             let size = (random.random_range(1..12), random.random_range(1..12));
             let kernel = if random.random_bool(0.7) { 3 } else { 1 };
-            let (stride, padding) = match (kernel, random.random_range(0..3)) {
-                (3, 0) => (2, (1, 1)),
-                (3, 1) if size.0 > 1 && size.1 > 1 => (2, (0, 1)),
-                _ => (1, (kernel / 2, kernel / 2)),
+            let (stride, [down, right]) = match (kernel, random.random_range(0..4)) {
+                (3, 0) => (2, [(1, 1); 2]),
+                (3, 1) if size.0 > 1 && size.1 > 1 => (2, [(0, 1); 2]),
+                (3, 2) => (1, [(1, 2), (0, 3)]),
+                _ => (1, [(kernel / 2, kernel / 2); 2]),
             };
             // As large, twice as large, or one less than that.
             let scaled = match random.random_range(0..3) {
                 1 => (2 * size.0, 2 * size.1),
-                2 if padding.0 > 0 => (2 * size.0 - 1, 2 * size.1),
+                2 if down.0 > 0 => (2 * size.0 - 1, 2 * size.1),
                 _ => size,
             };
             let data: Vec<E> = numbers(&mut random, images * size.0 * size.1 * channels);
-            let gather = Gather { data: &data, channels, size, scaled, kernel, stride, padding };
+            let gather = Gather { data: &data, channels, size, scaled, kernel, stride, padding: [down, right] };
             let (height, width) = gather.output_size();
             let rows = images * height * width;
             let sizes = LayerSizes { outputs: random.random_range(1..70), inputs: channels, taps: kernel * kernel };
             let layer = Layer::<E>::random(&mut random, sizes, rows, height * width);
             let sums = layer.sums(rows, |row, tap, channel| {
                 let (image, pixel) = (row / (height * width), row % (height * width));
-                let place = |at: usize, tap: usize, from: usize, to: usize| {
+                let place = |at: usize, tap: usize, padding: (usize, usize), from: usize, to: usize| {
                     (at * stride + tap).checked_sub(padding.0).filter(|at| *at < to).map(|at| at * from / to)
                 };
-                let y = place(pixel / width, tap / kernel, size.0, scaled.0);
-                let x = place(pixel % width, tap % kernel, size.1, scaled.1);
+                let y = place(pixel / width, tap / kernel, down, size.0, scaled.0);
+                let x = place(pixel % width, tap % kernel, right, size.1, scaled.1);
                 y.zip(x).map_or(0.0, |(y, x)| wide(data[((image * size.0 + y) * size.1 + x) * channels + channel]))
             });
             let found = product_with(isa, Source::Map(&gather), &layer.packed(isa), rows, &layer.finish());
-            let what = format!("{isa:?}, {images} of {size:?} as {scaled:?}, {sizes:?}, {stride}, {padding:?}");
+            let what = format!("{isa:?}, {images} of {size:?} as {scaled:?}, {sizes:?}, {stride}, {down:?}, {right:?}");
             check(&what, &found, &layer.wanted(&sums));
         }
     }
@@ -244,6 +247,54 @@ fn convolutions<E: Element + Tolerance>() {
 fn convolutions_are_those_of_f64() {
     convolutions::<f32>();
     convolutions::<bf16>();
+}
+
+/// As the 3×3 convolution of the map scaled up, whose kernels are in f64.
+fn doublings<E: Element + Tolerance>() {
+    let mut random = SmallRng::seed_from_u64(8);
+    for isa in Isa::all() {
+        for _ in 0..8 {
+            let (images, size) = (random.random_range(1..3), (random.random_range(1..12), random.random_range(1..12)));
+            let (inputs, outputs) = (random.random_range(1..40), random.random_range(1..70));
+            let data: Vec<E> = numbers(&mut random, images * size.0 * size.1 * inputs);
+            // Numbers whose sums of four bf16 has, too.
+            let weights: Vec<f32> =
+                (0..outputs * inputs * 9).map(|_| random.random_range(-8..8) as f32 / 8.0).collect();
+            let bias: Vec<f32> = numbers(&mut random, outputs);
+            let packed = DoublingWeights::<E>::for_isa(isa, (inputs, outputs), &bias, |start, into| {
+                into.copy_from_slice(&weights[start..][..into.len()]);
+            });
+            let mut wanted = Vec::new();
+            for row in 0..images * 2 * size.0 {
+                let (image, y) = (row / (2 * size.0), row % (2 * size.0));
+                for x in 0..2 * size.1 {
+                    for (output, bias) in bias.iter().enumerate() {
+                        let mut sum = f64::from(*bias);
+                        for tap in 0..9 {
+                            let place = |at: usize, tap: usize, to: usize| {
+                                (at + tap).checked_sub(1).filter(|at| *at < 2 * to).map(|at| at / 2)
+                            };
+                            let Some((y, x)) = place(y, tap / 3, size.0).zip(place(x, tap % 3, size.1)) else {
+                                continue;
+                            };
+                            let pixel = &data[((image * size.0 + y) * size.1 + x) * inputs..][..inputs];
+                            let kernels = weights[output * inputs * 9..].iter().skip(tap).step_by(9);
+                            sum += pixel.iter().zip(kernels).map(|(x, w)| wide(*x) * f64::from(*w)).sum::<f64>();
+                        }
+                        wanted.push(sum);
+                    }
+                }
+            }
+            let found = convolve_doubled_with(isa, &data, size, &packed);
+            check(&format!("{isa:?}, {images} of {size:?}, {inputs} to {outputs}"), &found, &wanted);
+        }
+    }
+}
+
+#[test]
+fn doubling_convolutions_are_those_of_f64() {
+    doublings::<f32>();
+    doublings::<bf16>();
 }
 
 fn attentions<E: Element + Tolerance>() {
