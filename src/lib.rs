@@ -57,6 +57,7 @@ pub mod bars;
 pub mod drawing;
 pub mod image_utils;
 pub mod loading;
+pub mod memory;
 pub mod output;
 pub mod signals;
 pub mod telemetry;

@@ -9,7 +9,7 @@ use darkroom::{
     command::{self, GenerateError},
     config::{BenchConfig, Cli, Command, GenerateConfig, ServeConfig},
     loading::load_model,
-    signals, telemetry, threads,
+    memory, signals, telemetry, threads,
 };
 use tokio::net::TcpListener;
 
@@ -17,6 +17,7 @@ const BAD_ARGUMENT: u8 = 2;
 const BAD_CONFIGURATION: u8 = 64;
 
 fn main() -> anyhow::Result<ExitCode> {
+    memory::keep_freed_blocks();
     let command = Cli::parse().into_command();
     let threads = command.model().threads();
     let started = match command {
