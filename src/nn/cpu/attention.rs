@@ -11,7 +11,7 @@ use super::{
     isa::{Isa, PORTABLE_FMA},
     lanes::{LANES, Lanes, Plain, read, write},
     shared::{Shared, filled},
-    tile::{Fused, Multiply, PANEL, ROWS, Rows, WIDE_PANEL, Widened},
+    tile::{Fused, Multiply, Narrow, PANEL, Panels, ROWS, Rows, WIDE_PANEL, Widened, panel_vectors},
 };
 
 /// Queries of a task: whole tiles of either height.
@@ -95,42 +95,78 @@ pub(super) fn attention_with<E: Element>(isa: Isa, inputs: AttentionInputs<'_, E
 struct PackedHead<E> {
     /// Panels of keys.
     keys: Vec<E>,
-    /// Panels of channels.
+    /// Panels of channels, of the widths that [`panel_vectors`] gives.
     values: Vec<E>,
 }
 
 impl<E: Element> PackedHead<E> {
-    fn new<'a>(inputs: &AttentionInputs<'a, E>, sizes: AttentionSizes, panels: (usize, usize), head: usize) -> Self {
+    fn new(inputs: &AttentionInputs<'_, E>, sizes: AttentionSizes, panels: (usize, usize), head: usize) -> Self {
+        let (key_panel, most_vectors) = panels;
         let (batch, head) = (head / sizes.heads, head % sizes.heads);
-        let (channels, width, depth) = (sizes.channels(), sizes.width, E::DEPTH);
-        let (key_panel, value_panel) = panels;
-        let of_key_panel = width.next_multiple_of(depth) * key_panel;
-        let of_value_panel = sizes.keys.next_multiple_of(depth) * value_panel;
-        let mut keys = vec![E::default(); sizes.keys.div_ceil(key_panel) * of_key_panel];
-        let mut values = vec![E::default(); width.div_ceil(value_panel) * of_value_panel];
-        let token = |of: &'a [E], token: usize| &of[(batch * sizes.keys + token) * channels + head * width..][..width];
-        for (panel, into) in keys.chunks_exact_mut(of_key_panel).enumerate() {
-            let first = panel * key_panel;
-            for slot in 0..key_panel.min(sizes.keys - first) {
-                for (group, key) in token(inputs.keys, first + slot).chunks(depth).enumerate() {
-                    into[(group * key_panel + slot) * depth..][..key.len()].copy_from_slice(key);
-                }
-            }
+        let place = batch * sizes.keys * sizes.channels() + head * sizes.width;
+        Self {
+            keys: pack_keys(&inputs.keys[place..], sizes, key_panel),
+            values: pack_values(&inputs.values[place..], sizes, most_vectors),
         }
-        for (panel, into) in values.chunks_exact_mut(of_value_panel).enumerate() {
-            let first = panel * value_panel;
-            let lanes = value_panel.min(width - first);
-            for (group, into) in into.chunks_exact_mut(value_panel * depth).enumerate() {
-                for part in 0..depth.min(sizes.keys - group * depth) {
-                    let value = &token(inputs.values, group * depth + part)[first..][..lanes];
-                    for (into, value) in into.chunks_exact_mut(depth).zip(value) {
-                        into[part] = *value;
-                    }
-                }
-            }
-        }
-        Self { keys, values }
     }
+}
+
+/// Packs the keys of one head, of which `tokens` has the first at its start.
+fn pack_keys<E: Element>(tokens: &[E], sizes: AttentionSizes, panel: usize) -> Vec<E> {
+    let (width, depth) = (sizes.width, E::DEPTH);
+    let of_panel = width.next_multiple_of(depth) * panel;
+    let mut packed = vec![E::default(); sizes.keys.div_ceil(panel) * of_panel];
+    for (number, into) in packed.chunks_exact_mut(of_panel).enumerate() {
+        let first = number * panel;
+        for slot in 0..panel.min(sizes.keys - first) {
+            let key = &tokens[(first + slot) * sizes.channels()..][..width];
+            let groups = width / depth;
+            for group in 0..groups {
+                // SAFETY: the key has whole groups up to here, and a panel has as many for each of its keys. Copies of a fixed
+                // length are one instruction, others a call.
+                unsafe {
+                    let to = into.as_mut_ptr().add((group * panel + slot) * depth);
+                    std::ptr::copy_nonoverlapping(key.as_ptr().add(group * depth), to, E::DEPTH);
+                }
+            }
+            for (part, last) in key[groups * depth..].iter().enumerate() {
+                into[(groups * panel + slot) * depth + part] = *last;
+            }
+        }
+    }
+    packed
+}
+
+/// Packs the values of one head, of which `tokens` has the first at its start.
+fn pack_values<E: Element>(tokens: &[E], sizes: AttentionSizes, most_vectors: usize) -> Vec<E> {
+    let (keys, depth) = (sizes.keys.next_multiple_of(E::DEPTH), E::DEPTH);
+    let mut packed = vec![E::default(); sizes.width.next_multiple_of(LANES) * keys];
+    let mut first = 0;
+    for vectors in panel_vectors(sizes.width, most_vectors) {
+        let panel = vectors * LANES;
+        let lanes = panel.min(sizes.width - first);
+        let of_panel = &mut packed[first * keys..][..panel * keys];
+        for (group, into) in of_panel.chunks_exact_mut(panel * depth).enumerate() {
+            let value = |part: usize| {
+                let token = group * depth + part;
+                (token < sizes.keys).then(|| &tokens[token * sizes.channels() + first..][..lanes])
+            };
+            if let (2, Some(one), Some(other)) = (depth, value(0), value(1)) {
+                // As the loop below, which is slower.
+                for (into, (one, other)) in into.as_chunks_mut::<2>().0.iter_mut().zip(one.iter().zip(other)) {
+                    *into = [*one, *other];
+                }
+                continue;
+            }
+            for part in 0..depth {
+                for (into, value) in into.chunks_exact_mut(depth).zip(value(part).unwrap_or_default()) {
+                    into[part] = *value;
+                }
+            }
+        }
+        first += panel;
+    }
+    packed
 }
 
 /// One task: some queries of one head of one batch.
@@ -157,7 +193,7 @@ pub fn attend_f32(isa: Isa, task: &Attending<'_, f32>) {
         // SAFETY: as above.
         Isa::Avx2 => unsafe { x86::f32_avx2(task) },
         // SAFETY: these need no instructions.
-        _ => unsafe { attend_body::<f32, Portable, Portable, Plain<PORTABLE_FMA>, PANEL, PANEL, ROWS>(task) },
+        _ => unsafe { attend_body::<f32, Portable, Narrow<Portable>, Plain<PORTABLE_FMA>, PANEL, ROWS>(task) },
     }
 }
 
@@ -175,7 +211,7 @@ pub fn attend_bf16(isa: Isa, task: &Attending<'_, bf16>) {
         // SAFETY: as above.
         Isa::Avx2 => unsafe { x86::bf16_avx2(task) },
         // SAFETY: these need no instructions.
-        _ => unsafe { attend_body::<bf16, Portable, Portable, Plain<PORTABLE_FMA>, WIDE_PANEL, PANEL, ROWS>(task) },
+        _ => unsafe { attend_body::<bf16, Portable, Narrow<Portable>, Plain<PORTABLE_FMA>, WIDE_PANEL, ROWS>(task) },
     }
 }
 
@@ -184,37 +220,40 @@ mod x86 {
     use super::{Attending, attend_body, bf16};
     use crate::nn::cpu::{
         lanes::{Avx2, Avx512, Avx512Bf16},
-        tile::{Dot, Fused, Fused512, PANEL, ROWS, WIDE_PANEL, WIDE_ROWS, Widened, Widened512},
+        tile::{
+            Dot, DotPanels, Fused, Fused512, FusedPanels512, Narrow, PANEL, ROWS, WIDE_PANEL, WIDE_ROWS, Widened,
+            Widened512,
+        },
     };
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
     pub fn f32_avx512(task: &Attending<'_, f32>) {
         // SAFETY: this function has the instructions, and so have the others.
-        unsafe { attend_body::<f32, Fused512<1>, Fused512<1>, Avx512, PANEL, PANEL, WIDE_ROWS>(task) };
+        unsafe { attend_body::<f32, Fused512<2>, FusedPanels512, Avx512, WIDE_PANEL, WIDE_ROWS>(task) };
     }
 
     #[target_feature(enable = "avx2,fma")]
     pub fn f32_avx2(task: &Attending<'_, f32>) {
         // SAFETY: as above.
-        unsafe { attend_body::<f32, Fused<true>, Fused<true>, Avx2, PANEL, PANEL, ROWS>(task) };
+        unsafe { attend_body::<f32, Fused<true>, Narrow<Fused<true>>, Avx2, PANEL, ROWS>(task) };
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
     pub fn bf16_dot(task: &Attending<'_, bf16>) {
         // SAFETY: as above.
-        unsafe { attend_body::<bf16, Dot<2>, Dot<1>, Avx512Bf16, WIDE_PANEL, PANEL, WIDE_ROWS>(task) };
+        unsafe { attend_body::<bf16, Dot<2>, DotPanels, Avx512Bf16, WIDE_PANEL, WIDE_ROWS>(task) };
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
     pub fn bf16_avx512(task: &Attending<'_, bf16>) {
         // SAFETY: as above.
-        unsafe { attend_body::<bf16, Widened512<2>, Widened512<1>, Avx512, WIDE_PANEL, PANEL, WIDE_ROWS>(task) };
+        unsafe { attend_body::<bf16, Widened512<2>, Narrow<Widened512<1>>, Avx512, WIDE_PANEL, WIDE_ROWS>(task) };
     }
 
     #[target_feature(enable = "avx2,fma")]
     pub fn bf16_avx2(task: &Attending<'_, bf16>) {
         // SAFETY: as above.
-        unsafe { attend_body::<bf16, Widened<true>, Widened<true>, Avx2, WIDE_PANEL, PANEL, ROWS>(task) };
+        unsafe { attend_body::<bf16, Widened<true>, Narrow<Widened<true>>, Avx2, WIDE_PANEL, ROWS>(task) };
     }
 }
 
@@ -227,22 +266,22 @@ struct State {
     total: f32,
 }
 
-/// `K` multiplies queries with panels of `PK` keys, `V` shares with panels of `PV` channels.
+/// `K` multiplies queries with panels of `P` keys, `V` shares with panels of channels.
 ///
 /// # Safety
 ///
 /// The processor has the instructions of `K`, `V` and `L`.
 #[inline(always)]
-unsafe fn attend_body<E, K, V, L, const PK: usize, const PV: usize, const T: usize>(task: &Attending<'_, E>)
+unsafe fn attend_body<E, K, V, L, const P: usize, const T: usize>(task: &Attending<'_, E>)
 where
     E: Element,
-    K: Multiply<E, PK, T>,
-    V: Multiply<E, PV, T>,
+    K: Multiply<E, P, T>,
+    V: Panels<E, T>,
     L: Lanes,
 {
     let sizes = task.sizes;
     let block = sizes.block();
-    let width = sizes.width.next_multiple_of(PV);
+    let width = sizes.width.next_multiple_of(LANES);
     let mut scores = vec![0.0_f32; T * block];
     let mut shares = vec![E::default(); T * block];
     // Filled up to whole tiles; what is past the last query is not written.
@@ -254,7 +293,7 @@ where
             let sums = &mut sums[tile * width..][..T * width];
             // SAFETY: the processor is as the caller promises.
             unsafe {
-                score::<E, K, PK, T>(task, tile, keys.clone(), block, &mut scores);
+                score::<E, K, P, T>(task, tile, keys.clone(), block, &mut scores);
                 for (slot, state) in states[tile..task.count].iter_mut().take(T).enumerate() {
                     let row = &mut scores[slot * block..][..keys.len().next_multiple_of(LANES)];
                     let mask =
@@ -266,7 +305,7 @@ where
                         }
                     }
                 }
-                add_values::<E, V, PV, T>(task, tile, keys.clone(), &shares, sums);
+                add_values::<E, V, T>(task, tile, keys.clone(), &shares, sums);
             }
         }
     }
@@ -286,7 +325,7 @@ fn origin<E>(task: &Attending<'_, E>) -> usize {
 ///
 /// The processor has the instructions of `K`.
 #[inline(always)]
-unsafe fn score<E: Element, K: Multiply<E, PK, T>, const PK: usize, const T: usize>(
+unsafe fn score<E: Element, K: Multiply<E, P, T>, const P: usize, const T: usize>(
     task: &Attending<'_, E>,
     tile: usize,
     keys: Range<usize>,
@@ -294,17 +333,17 @@ unsafe fn score<E: Element, K: Multiply<E, PK, T>, const PK: usize, const T: usi
     scores: &mut [f32],
 ) {
     let (sizes, width, origin) = (task.sizes, task.sizes.width, origin(task));
-    let of_panel = width.next_multiple_of(E::DEPTH) * PK;
+    let of_panel = width.next_multiple_of(E::DEPTH) * P;
     let mut vectors = [[std::ptr::null(); T]];
     for (slot, vector) in vectors[0].iter_mut().enumerate() {
         let query = (tile + slot).min(task.count - 1);
         *vector = task.inputs.queries[origin + query * sizes.channels()..][..width].as_ptr();
     }
-    let panels = keys.len().div_ceil(PK);
-    assert!(panels * PK <= block && scores.len() >= T * block, "there is room for scores");
+    let panels = keys.len().div_ceil(P);
+    assert!(panels * P <= block && scores.len() >= T * block, "there is room for scores");
     for panel in 0..panels {
-        let packed = &task.packed.keys[(keys.start / PK + panel) * of_panel..][..of_panel];
-        let into = Rows { at: scores[panel * PK..].as_mut_ptr(), stride: block, fresh: true };
+        let packed = &task.packed.keys[(keys.start / P + panel) * of_panel..][..of_panel];
+        let into = Rows { at: scores[panel * P..].as_mut_ptr(), stride: block, fresh: true };
         // SAFETY: each query has `width` channels, and so has the panel; the processor is as the caller promises.
         unsafe { K::add(into, &vectors, 0, width, packed.as_ptr()) };
     }
@@ -316,7 +355,7 @@ unsafe fn score<E: Element, K: Multiply<E, PK, T>, const PK: usize, const T: usi
 ///
 /// The processor has the instructions of `V`.
 #[inline(always)]
-unsafe fn add_values<E: Element, V: Multiply<E, PV, T>, const PV: usize, const T: usize>(
+unsafe fn add_values<E: Element, V: Panels<E, T>, const T: usize>(
     task: &Attending<'_, E>,
     tile: usize,
     keys: Range<usize>,
@@ -324,19 +363,22 @@ unsafe fn add_values<E: Element, V: Multiply<E, PV, T>, const PV: usize, const T
     sums: &mut [f32],
 ) {
     let (block, width) = (shares.len() / T, sums.len() / T);
-    let of_panel = task.sizes.keys.next_multiple_of(E::DEPTH) * PV;
+    let all_keys = task.sizes.keys.next_multiple_of(E::DEPTH);
     let mut vectors = [[std::ptr::null(); T]];
     for (slot, vector) in vectors[0].iter_mut().enumerate() {
         let query = slot.min(task.count - 1 - tile);
         *vector = shares[query * block..][..keys.len()].as_ptr();
     }
-    for panel in 0..width / PV {
-        let packed = &task.packed.values[panel * of_panel + keys.start * PV..];
-        assert!(packed.len() >= keys.len().next_multiple_of(E::DEPTH) * PV, "a panel has a block's keys");
-        let into = Rows { at: sums[panel * PV..].as_mut_ptr(), stride: width, fresh: keys.start == 0 };
+    let mut first = 0;
+    for count in panel_vectors(width, V::MOST_VECTORS) {
+        let panel = count * LANES;
+        let packed = &task.packed.values[first * all_keys + keys.start * panel..];
+        assert!(packed.len() >= keys.len().next_multiple_of(E::DEPTH) * panel, "a panel has a block's keys");
+        let into = Rows { at: sums[first..].as_mut_ptr(), stride: width, fresh: keys.start == 0 };
         // SAFETY: each row of shares has as many numbers as there are keys, and so has the panel; the processor is as the
         // caller promises.
-        unsafe { V::add(into, &vectors, 0, keys.len(), packed.as_ptr()) };
+        unsafe { V::add(count, into, &vectors, 0, keys.len(), packed.as_ptr()) };
+        first += panel;
     }
 }
 
@@ -404,7 +446,8 @@ unsafe fn soften<E: Element, L: Lanes>(
             // What is multiplied with values is what is summed, rounded or not: shares then add up to 1.
             total = total.add(E::load(into.as_ptr()));
         }
-        let kept = E::exp2(L::splat(state.largest - largest)).to_array()[0];
+        // Of the first block there is nothing to keep.
+        let kept = if state.total > 0.0 { E::exp2(L::splat(state.largest - largest)).to_array()[0] } else { 0.0 };
         *state = State { largest, total: state.total * kept + total.sum() };
         kept
     }

@@ -52,7 +52,7 @@ pub trait Element: Copy + Default + Send + Sync + std::fmt::Debug + 'static {
     /// The part of an attention that one task makes.
     fn attend(isa: Isa, task: &Attending<'_, Self>);
 
-    /// Outputs side by side in a panel of an attention's keys and of its values.
+    /// Outputs side by side in a panel of an attention's keys, and the most vectors in a panel of its values.
     fn attention_panels(isa: Isa) -> (usize, usize);
 }
 
@@ -102,8 +102,11 @@ impl Element for f32 {
         attention::attend_f32(isa, task);
     }
 
-    fn attention_panels(_isa: Isa) -> (usize, usize) {
-        (tile::PANEL, tile::PANEL)
+    fn attention_panels(isa: Isa) -> (usize, usize) {
+        match isa {
+            Isa::Avx512Bf16 | Isa::Avx512 => (tile::WIDE_PANEL, 3),
+            Isa::Avx2 | Isa::Portable => (tile::PANEL, 1),
+        }
     }
 }
 
@@ -156,8 +159,8 @@ impl Element for bf16 {
         attention::attend_bf16(isa, task);
     }
 
-    fn attention_panels(_isa: Isa) -> (usize, usize) {
-        (tile::WIDE_PANEL, tile::PANEL)
+    fn attention_panels(isa: Isa) -> (usize, usize) {
+        (tile::WIDE_PANEL, if isa == Isa::Avx512Bf16 { 3 } else { 1 })
     }
 }
 

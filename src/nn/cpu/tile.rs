@@ -3,6 +3,8 @@
 //! Weights come in panels of `P` outputs, `[tap][group of inputs][P][inputs of a group]`, in the order in which they are
 //! read. A row is a token or a pixel; for each tap it has a vector of inputs somewhere.
 
+use std::marker::PhantomData;
+
 use half::bf16;
 
 use super::{element::Element, isa::multiply_add, lanes::LANES};
@@ -171,8 +173,46 @@ unsafe fn add_pair<const FMA: bool, const T: usize>(
     }
 }
 
+/// A way to multiply and add for panels of several widths.
+pub trait Panels<E: Element, const T: usize> {
+    /// The most vectors of [`LANES`] outputs in a panel.
+    const MOST_VECTORS: usize;
+
+    /// As [`Multiply::add`], with a panel of `vectors` vectors of outputs.
+    ///
+    /// # Safety
+    ///
+    /// As of [`Multiply::add`]; there are no more vectors than the most.
+    unsafe fn add(vectors: usize, sums: Rows, rows: &[[*const E; T]], skip: usize, inputs: usize, panel: *const E);
+}
+
+/// The vectors of each panel that `outputs` outputs are divided in: pairs, and three for an odd count.
+pub fn panel_vectors(outputs: usize, most: usize) -> impl Iterator<Item = usize> {
+    let vectors = outputs.div_ceil(LANES);
+    let (first, others) = match most {
+        1 => (None, 1),
+        _ if vectors % 2 == 1 => (Some(most.min(3).min(vectors)), 2),
+        _ => (None, 2),
+    };
+    let rest = (vectors - first.unwrap_or(0)) / others;
+    first.into_iter().chain(std::iter::repeat_n(others, rest))
+}
+
+/// Panels of one vector.
+pub struct Narrow<M>(PhantomData<M>);
+
+impl<E: Element, M: Multiply<E, LANES, T>, const T: usize> Panels<E, T> for Narrow<M> {
+    const MOST_VECTORS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn add(_vectors: usize, sums: Rows, rows: &[[*const E; T]], skip: usize, inputs: usize, panel: *const E) {
+        // SAFETY: the caller's promise.
+        unsafe { M::add(sums, rows, skip, inputs, panel) };
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
-pub use x86::{Dot, Fused512, Widened512};
+pub use x86::{Dot, DotPanels, Fused512, FusedPanels512, Widened512};
 
 /// The same with instructions named one by one: left to itself the compiler gathers a tile's rows into vectors, many times
 /// as slowly. There are loops where closures would be shorter: a closure would not have the caller's instructions.
@@ -190,7 +230,7 @@ mod x86 {
 
     use half::bf16;
 
-    use super::{LANES, Multiply, Rows};
+    use super::{LANES, Multiply, Panels, Rows};
 
     /// A tile's sums in registers: `V` vectors of 16 lanes for each row.
     type Registers<const V: usize, const T: usize> = [[__m512; V]; T];
@@ -312,6 +352,46 @@ mod x86 {
                 store(&kept, sums);
             }
         }
+    }
+
+    /// Panels of up to three vectors, which for eight rows fill 24 of 32 registers.
+    macro_rules! panels {
+        ($(#[$doc:meta])* $name:ident, $number:ty, $way:ident) => {
+            $(#[$doc])*
+            pub struct $name;
+
+            impl<const T: usize> Panels<$number, T> for $name {
+                const MOST_VECTORS: usize = 3;
+
+                #[inline(always)]
+                unsafe fn add(
+                    vectors: usize,
+                    sums: Rows,
+                    rows: &[[*const $number; T]],
+                    skip: usize,
+                    inputs: usize,
+                    panel: *const $number,
+                ) {
+                    // SAFETY: the caller's promise.
+                    unsafe {
+                        match vectors {
+                            1 => <$way<1> as Multiply<_, LANES, T>>::add(sums, rows, skip, inputs, panel),
+                            2 => <$way<2> as Multiply<_, { 2 * LANES }, T>>::add(sums, rows, skip, inputs, panel),
+                            _ => <$way<3> as Multiply<_, { 3 * LANES }, T>>::add(sums, rows, skip, inputs, panel),
+                        }
+                    }
+                }
+            }
+        };
+    }
+
+    panels! {
+        /// bf16, with [`Dot`].
+        DotPanels, bf16, Dot
+    }
+    panels! {
+        /// f32, with [`Fused512`].
+        FusedPanels512, f32, Fused512
     }
 
     /// Pairs of weights, in registers.
