@@ -98,6 +98,28 @@ fn unets_give_what_diffusers_gives_at_whole_and_fractional_timesteps_and_odd_siz
 }
 
 #[test]
+fn a_unet_draws_latents_once_for_several_texts_as_it_draws_them_repeated() {
+    for name in CHECKPOINTS {
+        let unet = with_weights(name, "unet", |weights| Unet::new(&spec(name).unet, weights).unwrap());
+        let data = tensors(&format!("{name}/unet.safetensors"));
+        let text = data["encoder_hidden_states"].clone();
+        let batch = text.dim(0).unwrap();
+        assert!(batch > 1);
+        let added = data.get("text_embeds").map(|pooled| Added {
+            pooled: pooled.clone(),
+            sizes: (0..batch).map(|row| [64.0 + row as f64; 6]).collect(),
+        });
+        let prepared = unet.prepare(&Conditioning { text, added }).unwrap();
+        let one = data["sample"].i(0..1).unwrap();
+        let repeated = Tensor::cat(&vec![&one; batch], 0).unwrap();
+        let numbers = |latents: &Tensor| -> Vec<f32> {
+            unet.forward(latents, 77.0, &prepared).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        };
+        assert_eq!(numbers(&one), numbers(&repeated), "{name}");
+    }
+}
+
+#[test]
 fn vaes_decode_as_diffusers_does() {
     for name in CHECKPOINTS {
         let vae = with_weights(name, "vae", |weights| VaeDecoder::new(&spec(name).vae, weights).unwrap());
