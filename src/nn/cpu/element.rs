@@ -7,7 +7,7 @@ use super::{
     isa::Isa,
     lanes::Lanes,
     math,
-    product::{self, Multiplying},
+    multiply::{self, Multiplying},
     tile,
 };
 
@@ -95,7 +95,7 @@ impl Element for f32 {
     }
 
     fn multiply(isa: Isa, task: &Multiplying<'_, Self>) {
-        product::multiply_f32(isa, task);
+        multiply::multiply_f32(isa, task);
     }
 
     fn attend(isa: Isa, task: &Attending<'_, Self>) {
@@ -152,7 +152,7 @@ impl Element for bf16 {
     }
 
     fn multiply(isa: Isa, task: &Multiplying<'_, Self>) {
-        product::multiply_bf16(isa, task);
+        multiply::multiply_bf16(isa, task);
     }
 
     fn attend(isa: Isa, task: &Attending<'_, Self>) {

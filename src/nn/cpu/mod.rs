@@ -10,6 +10,7 @@ mod element;
 mod isa;
 mod lanes;
 mod math;
+mod multiply;
 mod norm;
 mod pack;
 mod peak;

@@ -7,19 +7,15 @@
 //!
 //! Every number is summed in the same order whatever the threads, the batch or the other rows are.
 
-use std::ops::Range;
-
-use half::bf16;
 use rayon::prelude::*;
 
 use super::{
     element::Element,
-    isa::{Isa, PORTABLE_FMA},
-    lanes::{LANES, Lanes, Plain, read, write},
-    math,
+    isa::Isa,
+    multiply::Multiplying,
     pack::PackedWeights,
-    shared::{Shared, filled},
-    tile::{Fused, Multiply, PANEL, ROWS, Rows, WIDE_PANEL, WIDE_ROWS, Widened},
+    shared::filled,
+    tile::{ROWS, WIDE_ROWS},
 };
 use crate::nn::Activation;
 
@@ -68,7 +64,7 @@ impl<E: Element> Gather<'_, E> {
 
     /// The vectors of every tap for output `row`, into place `slot` of each tap.
     #[inline(always)]
-    fn point<const T: usize>(&self, row: usize, zeros: &[E], slot: usize, vectors: &mut [[*const E; T]]) {
+    pub(super) fn point<const T: usize>(&self, row: usize, zeros: &[E], slot: usize, vectors: &mut [[*const E; T]]) {
         let (height, width) = self.output_size();
         let (image, pixel) = (row / (height * width), row % (height * width));
         let (top, left) = (pixel / width * self.stride, pixel % width * self.stride);
@@ -157,7 +153,7 @@ pub(super) struct Spread {
 
 impl Spread {
     #[inline(always)]
-    fn place(self, row: usize) -> usize {
+    pub(super) fn place(self, row: usize) -> usize {
         let (line, column) = (row / self.width, row % self.width);
         (2 * line + self.phase.0) * 2 * self.width + 2 * column + self.phase.1
     }
@@ -205,192 +201,6 @@ fn check_source<E: Element>(source: Source<'_, E>, weights: &PackedWeights<E>, r
             assert!(gather.channels == weights.inputs, "channels fit");
             assert!(gather.kernel * gather.kernel == weights.taps && images * height * width == rows, "the map fits");
             assert_eq!(gather.data.len(), images * gather.size.0 * gather.size.1 * gather.channels, "the map is whole");
-        }
-    }
-}
-
-/// One task: some rows of some panels.
-pub struct Multiplying<'a, E> {
-    part: &'a Part<'a, E>,
-    finish: &'a Finish<'a, E>,
-    /// As many as a vector has.
-    zeros: &'a [E],
-    panels: Range<usize>,
-    rows: Range<usize>,
-    /// Of a row of the result.
-    outputs: usize,
-    result: Shared<E>,
-}
-
-/// A task in f32.
-pub fn multiply_f32(isa: Isa, task: &Multiplying<'_, f32>) {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: these sets are only ever chosen by `Isa::detected`, on processors that have them.
-        Isa::Avx512Bf16 | Isa::Avx512 => unsafe { x86::f32_avx512(task) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Isa::Avx2 => unsafe { x86::f32_avx2(task) },
-        // SAFETY: these need no instructions.
-        _ => unsafe { run::<f32, Fused<PORTABLE_FMA>, Plain<PORTABLE_FMA>, PANEL, ROWS>(task) },
-    }
-}
-
-/// A task in bf16.
-pub fn multiply_bf16(isa: Isa, task: &Multiplying<'_, bf16>) {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: these sets are only ever chosen by `Isa::detected`, on processors that have them.
-        Isa::Avx512Bf16 => unsafe { x86::bf16_dot(task) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Isa::Avx512 => unsafe { x86::bf16_avx512(task) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Isa::Avx2 => unsafe { x86::bf16_avx2(task) },
-        // SAFETY: these need no instructions.
-        _ => unsafe { run::<bf16, Widened<PORTABLE_FMA>, Plain<PORTABLE_FMA>, WIDE_PANEL, ROWS>(task) },
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::{Multiplying, bf16, run};
-    use crate::nn::cpu::{
-        lanes::{Avx2, Avx512, Avx512Bf16},
-        tile::{Dot, Fused, Fused512, PANEL, ROWS, WIDE_PANEL, WIDE_ROWS, Widened, Widened512},
-    };
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-    pub fn f32_avx512(task: &Multiplying<'_, f32>) {
-        // SAFETY: this function has the instructions, and so have the others.
-        unsafe { run::<f32, Fused512<2>, Avx512, WIDE_PANEL, WIDE_ROWS>(task) };
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    pub fn f32_avx2(task: &Multiplying<'_, f32>) {
-        // SAFETY: as above.
-        unsafe { run::<f32, Fused<true>, Avx2, PANEL, ROWS>(task) };
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-    pub fn bf16_dot(task: &Multiplying<'_, bf16>) {
-        // SAFETY: as above.
-        unsafe { run::<bf16, Dot<2>, Avx512Bf16, WIDE_PANEL, WIDE_ROWS>(task) };
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-    pub fn bf16_avx512(task: &Multiplying<'_, bf16>) {
-        // SAFETY: as above.
-        unsafe { run::<bf16, Widened512<2>, Avx512, WIDE_PANEL, WIDE_ROWS>(task) };
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    pub fn bf16_avx2(task: &Multiplying<'_, bf16>) {
-        // SAFETY: as above.
-        unsafe { run::<bf16, Widened<true>, Avx2, WIDE_PANEL, ROWS>(task) };
-    }
-}
-
-/// # Safety
-///
-/// The processor has the instructions of `M` and `L`.
-#[inline(always)]
-unsafe fn run<E: Element, M: Multiply<E, P, T>, L: Lanes, const P: usize, const T: usize>(task: &Multiplying<'_, E>) {
-    let weights = task.part.weights;
-    let taps = weights.taps;
-    let tiles = task.rows.len().div_ceil(T);
-    // Where every tile's vectors are, found once for all panels and blocks.
-    let mut vectors = vec![[std::ptr::null(); T]; tiles * taps];
-    for (tile, vectors) in vectors.chunks_exact_mut(taps).enumerate() {
-        for slot in 0..T {
-            // Rows past the end repeat the last one, whose result is written once.
-            let row = (task.rows.start + tile * T + slot).min(task.rows.end - 1);
-            match task.part.source {
-                Source::Rows(data) => vectors[0][slot] = data[row * weights.inputs..][..weights.inputs].as_ptr(),
-                Source::Map(gather) => gather.point(row, task.zeros, slot, vectors),
-            }
-        }
-    }
-    let blocks = weights.inputs.div_ceil(weights.block);
-    // Of every tile where there are blocks to come, else of one after another.
-    let mut sums = vec![[[0.0_f32; P]; T]; if blocks > 1 { tiles } else { 1 }];
-    let mut gates = [[0.0_f32; P]; T];
-    for panel in task.panels.clone() {
-        for block in 0..blocks {
-            let first = block * weights.block;
-            let inputs = weights.block.min(weights.inputs - first);
-            let data = &weights.panel_data(panel)[first * taps * P..];
-            assert!(data.len() >= inputs.div_ceil(E::DEPTH) * E::DEPTH * taps * P, "a panel has its block");
-            for (tile, vectors) in vectors.chunks_exact(taps).enumerate() {
-                let sums = &mut sums[if blocks > 1 { tile } else { 0 }];
-                let into = Rows { at: sums.as_flattened_mut().as_mut_ptr(), stride: P, fresh: block == 0 };
-                // SAFETY: every vector is of `weights.inputs` numbers, checked where its pointer was made; the block has its
-                // weights; the processor is as the caller promises.
-                unsafe { M::add(into, vectors, first, inputs, data.as_ptr()) };
-                if block + 1 < blocks {
-                    continue;
-                }
-                if task.finish.gated {
-                    let packed = weights.panel_data(panel + task.outputs / P);
-                    let into = Rows { at: gates.as_flattened_mut().as_mut_ptr(), stride: P, fresh: true };
-                    // SAFETY: as above; a gated layer has one tap and one block.
-                    unsafe { M::add(into, vectors, 0, inputs, packed.as_ptr()) };
-                }
-                let rows = task.rows.start + tile * T..(task.rows.start + (tile + 1) * T).min(task.rows.end);
-                // SAFETY: the processor is as the caller promises.
-                unsafe { finish::<E, L, P, T>(task, sums, &gates, panel, rows) };
-            }
-        }
-    }
-}
-
-/// Makes results of a tile's sums.
-///
-/// # Safety
-///
-/// The processor has the instructions of `L`.
-#[inline(always)]
-unsafe fn finish<E: Element, L: Lanes, const P: usize, const T: usize>(
-    task: &Multiplying<'_, E>,
-    sums: &[[f32; P]; T],
-    gates: &[[f32; P]; T],
-    panel: usize,
-    rows: Range<usize>,
-) {
-    let (finish, outputs, bias) = (task.finish, task.outputs, &task.part.weights.bias);
-    for (slot, row) in rows.enumerate() {
-        let result_row = task.part.spread.map_or(row, |spread| spread.place(row));
-        for part in 0..P / LANES {
-            let column = panel * P + part * LANES;
-            if column >= outputs {
-                break;
-            }
-            let count = LANES.min(outputs - column);
-            let place = result_row * outputs + column;
-            // SAFETY: the processor is as the caller promises; sums and bias have whole panels; this task alone has this place,
-            // which is inside the result.
-            unsafe {
-                let value = L::load(sums[slot][part * LANES..][..LANES].as_ptr());
-                let mut value = value.add(L::load(bias[column..][..LANES].as_ptr()));
-                if finish.gated {
-                    let gate = L::load(gates[slot][part * LANES..][..LANES].as_ptr());
-                    value = value.mul(math::gelu(gate.add(L::load(bias[outputs + column..][..LANES].as_ptr()))));
-                }
-                if let Some((added, rows_of_image)) = finish.per_image {
-                    value = value.add(read(&added[row / rows_of_image * outputs + column..][..count]));
-                }
-                value = match finish.activation {
-                    None => value,
-                    Some(Activation::Silu) => math::silu(value),
-                    Some(Activation::Gelu) => math::gelu(value),
-                    Some(Activation::QuickGelu) => math::quick_gelu(value),
-                };
-                if let Some(residual) = finish.residual {
-                    value = value.add(read(&residual[place..][..count]));
-                }
-                write(value, task.result.at(place), count);
-            }
         }
     }
 }

@@ -1,0 +1,181 @@
+//! Attention without the matrix of all scores: keys go by in blocks, and each query keeps a running maximum, sum and
+//! result (Milakov and Gimelshein 2018; Dao et al. 2022).
+
+mod attend;
+mod heads;
+
+use attend::attend_body;
+use half::bf16;
+use heads::PackedHead;
+use rayon::prelude::*;
+
+use super::{
+    element::Element,
+    isa::{Isa, PORTABLE_FMA},
+    lanes::Plain,
+    shared::{Shared, filled},
+    tile::{Fused, Narrow, PANEL, ROWS, WIDE_PANEL, Widened},
+};
+
+/// Queries of a task: whole tiles of either height.
+const QUERIES: usize = 8 * ROWS;
+/// Numbers of a block of keys, which stay in the second-level cache with as many of the values.
+const BLOCK_NUMBERS: usize = 96 << 10;
+/// The most keys of a block: a tile's scores for them stay in the first-level cache.
+const MOST_KEYS: usize = 512;
+
+/// The sizes of an attention.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionSizes {
+    /// Independent attentions.
+    pub batch: usize,
+    /// Queries of each.
+    pub queries: usize,
+    /// Keys and values of each.
+    pub keys: usize,
+    /// Heads of each.
+    pub heads: usize,
+    /// Channels of a head.
+    pub width: usize,
+}
+
+impl AttentionSizes {
+    fn channels(&self) -> usize {
+        self.heads * self.width
+    }
+
+    /// Keys of a block: whole panels of any width.
+    fn block(&self) -> usize {
+        let most = MOST_KEYS.min(self.keys.next_multiple_of(WIDE_PANEL));
+        (BLOCK_NUMBERS / self.width / WIDE_PANEL * WIDE_PANEL).clamp(WIDE_PANEL, most)
+    }
+}
+
+/// Queries, keys and values, each `[batch][token][head][channel]`, and what is added to scores, `[query][key]`.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionInputs<'a, E> {
+    /// As many as there are queries.
+    pub queries: &'a [E],
+    /// As many as there are keys.
+    pub keys: &'a [E],
+    /// As many as there are keys.
+    pub values: &'a [E],
+    /// Added to scores.
+    pub mask: Option<&'a [f32]>,
+}
+
+/// Attention, `[batch][query][head][channel]`.
+pub fn attention<E: Element>(inputs: AttentionInputs<'_, E>, sizes: AttentionSizes) -> Vec<E> {
+    attention_with(Isa::detected(), inputs, sizes)
+}
+
+/// As [`attention`], with the instructions of `isa`.
+pub(super) fn attention_with<E: Element>(isa: Isa, inputs: AttentionInputs<'_, E>, sizes: AttentionSizes) -> Vec<E> {
+    let channels = sizes.channels();
+    let (queries, keys) = (sizes.batch * sizes.queries * channels, sizes.batch * sizes.keys * channels);
+    assert!(inputs.queries.len() == queries && sizes.width > 0, "queries are whole");
+    assert!(inputs.keys.len() == keys && inputs.values.len() == keys, "keys and values are whole");
+    assert!(inputs.mask.is_none_or(|mask| mask.len() == sizes.queries * sizes.keys), "the mask is whole");
+    let panels = E::attention_panels(isa);
+    let heads: Vec<PackedHead<E>> = (0..sizes.batch * sizes.heads)
+        .into_par_iter()
+        .map(|head| PackedHead::new(&inputs, sizes, panels, head))
+        .collect();
+    let blocks = sizes.queries.div_ceil(QUERIES);
+    filled(queries, |result| {
+        (0..sizes.batch * sizes.heads * blocks).into_par_iter().with_max_len(1).for_each(|task| {
+            let (head, block) = (task / blocks, task % blocks);
+            let first = block * QUERIES;
+            let count = QUERIES.min(sizes.queries - first);
+            E::attend(isa, &Attending { inputs, sizes, packed: &heads[head], head, first, count, result });
+        });
+    })
+}
+
+/// One task: some queries of one head of one batch.
+pub struct Attending<'a, E> {
+    inputs: AttentionInputs<'a, E>,
+    sizes: AttentionSizes,
+    packed: &'a PackedHead<E>,
+    /// The head, counted through the batch.
+    head: usize,
+    /// The first query, and how many.
+    first: usize,
+    count: usize,
+    result: Shared<E>,
+}
+
+/// A task in f32.
+pub fn attend_f32(isa: Isa, task: &Attending<'_, f32>) {
+    type Portable = Fused<PORTABLE_FMA>;
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: these sets are only ever chosen by `Isa::detected`, on processors that have them.
+        Isa::Avx512Bf16 | Isa::Avx512 => unsafe { x86::f32_avx512(task) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx2 => unsafe { x86::f32_avx2(task) },
+        // SAFETY: these need no instructions.
+        _ => unsafe { attend_body::<f32, Portable, Narrow<Portable>, Plain<PORTABLE_FMA>, PANEL, ROWS>(task) },
+    }
+}
+
+/// A task in bf16.
+pub fn attend_bf16(isa: Isa, task: &Attending<'_, bf16>) {
+    type Portable = Widened<PORTABLE_FMA>;
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: these sets are only ever chosen by `Isa::detected`, on processors that have them.
+        Isa::Avx512Bf16 => unsafe { x86::bf16_dot(task) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx512 => unsafe { x86::bf16_avx512(task) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx2 => unsafe { x86::bf16_avx2(task) },
+        // SAFETY: these need no instructions.
+        _ => unsafe { attend_body::<bf16, Portable, Narrow<Portable>, Plain<PORTABLE_FMA>, WIDE_PANEL, ROWS>(task) },
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{Attending, attend_body, bf16};
+    use crate::nn::cpu::{
+        lanes::{Avx2, Avx512, Avx512Bf16},
+        tile::{
+            Dot, DotPanels, Fused, Fused512, FusedPanels512, Narrow, PANEL, ROWS, WIDE_PANEL, WIDE_ROWS, Widened,
+            Widened512,
+        },
+    };
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+    pub fn f32_avx512(task: &Attending<'_, f32>) {
+        // SAFETY: this function has the instructions, and so have the others.
+        unsafe { attend_body::<f32, Fused512<2>, FusedPanels512, Avx512, WIDE_PANEL, WIDE_ROWS>(task) };
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub fn f32_avx2(task: &Attending<'_, f32>) {
+        // SAFETY: as above.
+        unsafe { attend_body::<f32, Fused<true>, Narrow<Fused<true>>, Avx2, PANEL, ROWS>(task) };
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+    pub fn bf16_dot(task: &Attending<'_, bf16>) {
+        // SAFETY: as above.
+        unsafe { attend_body::<bf16, Dot<2>, DotPanels, Avx512Bf16, WIDE_PANEL, WIDE_ROWS>(task) };
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+    pub fn bf16_avx512(task: &Attending<'_, bf16>) {
+        // SAFETY: as above.
+        unsafe { attend_body::<bf16, Widened512<2>, Narrow<Widened512<1>>, Avx512, WIDE_PANEL, WIDE_ROWS>(task) };
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub fn bf16_avx2(task: &Attending<'_, bf16>) {
+        // SAFETY: as above.
+        unsafe { attend_body::<bf16, Widened<true>, Narrow<Widened<true>>, Avx2, WIDE_PANEL, ROWS>(task) };
+    }
+}
