@@ -26,6 +26,8 @@ pub struct Multiplying<'a, E> {
     /// Of a row of the result.
     pub(super) outputs: usize,
     pub(super) result: Shared<E>,
+    /// Whether tiles go by one after another, each with all panels, instead of panels, each with all tiles.
+    pub(super) by_tile: bool,
 }
 
 /// A task in f32.
@@ -122,32 +124,35 @@ unsafe fn run<E: Element, M: Multiply<E, P, T>, L: Lanes, const P: usize, const 
     // Of every tile where there are blocks to come, else of one after another.
     let mut sums = vec![[[0.0_f32; P]; T]; if blocks > 1 { tiles } else { 1 }];
     let mut gates = [[0.0_f32; P]; T];
-    for panel in task.panels.clone() {
-        for block in 0..blocks {
-            let first = block * weights.block;
-            let inputs = weights.block.min(weights.inputs - first);
-            let data = &weights.panel_data(panel)[first * taps * P..];
-            assert!(data.len() >= inputs.div_ceil(E::DEPTH) * E::DEPTH * taps * P, "a panel has its block");
-            for (tile, vectors) in vectors.chunks_exact(taps).enumerate() {
-                let sums = &mut sums[if blocks > 1 { tile } else { 0 }];
-                let into = Rows { at: sums.as_flattened_mut().as_mut_ptr(), stride: P, fresh: block == 0 };
-                // SAFETY: every vector is of `weights.inputs` numbers, checked where its pointer was made; the block has its
-                // weights; the processor is as the caller promises.
-                unsafe { M::add(into, vectors, first, inputs, data.as_ptr()) };
-                if block + 1 < blocks {
-                    continue;
-                }
-                if task.finish.gated {
-                    let packed = weights.panel_data(panel + task.outputs / P);
-                    let into = Rows { at: gates.as_flattened_mut().as_mut_ptr(), stride: P, fresh: true };
-                    // SAFETY: as above; a gated layer has one tap and one block.
-                    unsafe { M::add(into, vectors, 0, inputs, packed.as_ptr()) };
-                }
-                let rows = task.rows.start + tile * T..(task.rows.start + (tile + 1) * T).min(task.rows.end);
-                // SAFETY: the processor is as the caller promises.
-                unsafe { finish::<E, L, P, T>(task, sums, &gates, panel, rows) };
-            }
+    let panels = task.panels.len();
+    for step in 0..panels * blocks * tiles {
+        let (panel, block, tile) = if task.by_tile {
+            (task.panels.start + step % panels, 0, step / panels)
+        } else {
+            (task.panels.start + step / (blocks * tiles), step / tiles % blocks, step % tiles)
+        };
+        let vectors = &vectors[tile * taps..][..taps];
+        let first = block * weights.block;
+        let inputs = weights.block.min(weights.inputs - first);
+        let data = &weights.panel_data(panel)[first * taps * P..];
+        assert!(data.len() >= inputs.div_ceil(E::DEPTH) * E::DEPTH * taps * P, "a panel has its block");
+        let sums = &mut sums[if blocks > 1 { tile } else { 0 }];
+        let into = Rows { at: sums.as_flattened_mut().as_mut_ptr(), stride: P, fresh: block == 0 };
+        // SAFETY: every vector is of `weights.inputs` numbers, checked where its pointer was made; the block has its
+        // weights; the processor is as the caller promises.
+        unsafe { M::add(into, vectors, first, inputs, data.as_ptr()) };
+        if block + 1 < blocks {
+            continue;
         }
+        if task.finish.gated {
+            let packed = weights.panel_data(panel + task.outputs / P);
+            let into = Rows { at: gates.as_flattened_mut().as_mut_ptr(), stride: P, fresh: true };
+            // SAFETY: as above; a gated layer has one tap and one block.
+            unsafe { M::add(into, vectors, 0, inputs, packed.as_ptr()) };
+        }
+        let rows = task.rows.start + tile * T..(task.rows.start + (tile + 1) * T).min(task.rows.end);
+        // SAFETY: the processor is as the caller promises.
+        unsafe { finish::<E, L, P, T>(task, sums, &gates, panel, rows) };
     }
 }
 

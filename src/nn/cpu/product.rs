@@ -19,9 +19,16 @@ use super::{
 };
 use crate::nn::Activation;
 
-/// Rows that one task goes through with a panel: whole tiles of either height.
+/// The most rows of a task.
 const TASK_ROWS: usize = 192;
-const _: () = assert!(TASK_ROWS.is_multiple_of(ROWS) && TASK_ROWS.is_multiple_of(WIDE_ROWS), "tiles are whole");
+/// Rows that are whole tiles of either height.
+const WHOLE_TILES: usize = 24;
+const _: () = assert!(WHOLE_TILES.is_multiple_of(ROWS) && WHOLE_TILES.is_multiple_of(WIDE_ROWS), "tiles are whole");
+const _: () = assert!(TASK_ROWS.is_multiple_of(WHOLE_TILES), "tiles are whole");
+/// Bytes of weights that a task goes through for each tile: they stay in the second-level cache.
+const BYTES_BY_TILE: usize = 200 << 10;
+/// Rows from which on there are enough of them for that.
+const FEWEST_ROWS_BY_TILE: usize = 256;
 /// Tasks for each thread, so that none is idle for long at the end.
 const TASKS_OF_THREAD: usize = 16;
 
@@ -174,19 +181,43 @@ pub(super) fn multiply_parts<E: Element>(
         assert!(part.weights.outputs == weights.outputs, "parts have the same outputs");
     }
     let panels = if finish.gated { outputs / weights.panel } else { weights.panels() };
-    let chunks = rows.div_ceil(TASK_ROWS) * parts.len();
-    let groups = (TASKS_OF_THREAD * rayon::current_num_threads()).div_ceil(chunks.max(1)).min(panels);
+    let Tasks { rows: task_rows, groups, by_tile } = Tasks::of(weights, rows, parts.len(), panels);
+    let chunks = rows.div_ceil(task_rows) * parts.len();
     let zeros = vec![E::default(); weights.inputs];
     filled(parts.len() * rows * outputs, |result| {
         let groups_of = |group: usize| group * panels / groups;
         (0..chunks * groups).into_par_iter().with_max_len(1).for_each(|number| {
             let (group, chunk) = (number / chunks, number % chunks);
             let (part, chunk) = (&parts[chunk % parts.len()], chunk / parts.len());
-            let rows = chunk * TASK_ROWS..((chunk + 1) * TASK_ROWS).min(rows);
+            let rows = chunk * task_rows..((chunk + 1) * task_rows).min(rows);
             let panels = groups_of(group)..groups_of(group + 1);
-            E::multiply(isa, &Multiplying { part, finish, zeros: &zeros, panels, rows, outputs, result });
+            E::multiply(isa, &Multiplying { part, finish, zeros: &zeros, panels, rows, outputs, result, by_tile });
         });
     })
+}
+
+/// How a product is divided in tasks.
+struct Tasks {
+    /// Rows of a task.
+    rows: usize,
+    /// Groups that panels are divided in, of which a task has one.
+    groups: usize,
+    /// Whether a task goes through all of its panels with a tile before the next tile, instead of through all of its tiles
+    /// with a panel: a tile's rows then stay near, as its panels do if they are few and short.
+    by_tile: bool,
+}
+
+impl Tasks {
+    fn of<E: Element>(weights: &PackedWeights<E>, rows: usize, parts: usize, panels: usize) -> Self {
+        let tasks = TASKS_OF_THREAD * rayon::current_num_threads();
+        if weights.taps == 1 && weights.block >= weights.inputs && rows >= FEWEST_ROWS_BY_TILE {
+            let groups = size_of_val(weights.data.as_slice()).div_ceil(BYTES_BY_TILE).min(panels);
+            let rows = (rows * groups / tasks).next_multiple_of(WHOLE_TILES).clamp(WHOLE_TILES, TASK_ROWS);
+            return Self { rows, groups, by_tile: true };
+        }
+        let chunks = rows.div_ceil(TASK_ROWS) * parts;
+        Self { rows: TASK_ROWS, groups: tasks.div_ceil(chunks.max(1)).min(panels), by_tile: false }
+    }
 }
 
 /// Makes sure that a product of `rows` rows has its inputs.
