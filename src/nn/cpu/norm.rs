@@ -35,11 +35,22 @@ pub enum Then {
 
 /// Normalises maps `[image][pixel][channel]` over each image's groups of channels.
 pub fn group_norm<E: Element>(x: &[E], images: usize, groups: usize, affine: Affine<'_>, then: Then) -> Vec<E> {
+    group_norm_with(Isa::detected(), x, images, groups, affine, then)
+}
+
+/// As [`group_norm`], with the instructions of `isa`.
+pub(super) fn group_norm_with<E: Element>(
+    isa: Isa,
+    x: &[E],
+    images: usize,
+    groups: usize,
+    affine: Affine<'_>,
+    then: Then,
+) -> Vec<E> {
     let channels = affine.weight.len();
     let pixels = x.len() / (images * channels);
     assert!(x.len() == images * pixels * channels, "maps are whole");
     assert!(channels.is_multiple_of(groups) && affine.bias.len() == channels, "groups divide channels");
-    let isa = Isa::detected();
     let factors: Vec<(Vec<f32>, Vec<f32>)> = x
         .par_chunks(pixels * channels)
         .map(|image| {
@@ -208,9 +219,13 @@ unsafe fn apply_body<E: Element, L: Lanes>(rows: &[E], factors: &(Vec<f32>, Vec<
 
 /// Normalises each row of `[row][channel]`.
 pub fn layer_norm<E: Element>(x: &[E], affine: Affine<'_>) -> Vec<E> {
+    layer_norm_with(Isa::detected(), x, affine)
+}
+
+/// As [`layer_norm`], with the instructions of `isa`.
+pub(super) fn layer_norm_with<E: Element>(isa: Isa, x: &[E], affine: Affine<'_>) -> Vec<E> {
     let channels = affine.weight.len();
     assert!(x.len().is_multiple_of(channels) && affine.bias.len() == channels, "rows are whole");
-    let isa = Isa::detected();
     filled(x.len(), |result| {
         x.par_chunks(ROWS * channels).enumerate().for_each(|(number, rows)| {
             normalise_rows(isa, rows, affine, Part { result, first: number * ROWS * channels });

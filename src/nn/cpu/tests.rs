@@ -9,7 +9,7 @@ use super::{
     attention::attention_with,
     concat_rows, convert,
     doubling::convolve_doubled_with,
-    norm::{Affine, group_norm, layer_norm},
+    norm::{Affine, group_norm_with, layer_norm_with},
     product::product_with,
 };
 use crate::nn::Activation;
@@ -382,17 +382,19 @@ fn norms<E: Element + Tolerance>() {
                 }
             }
         }
-        let what = format!("{images} of {pixels}, {groups} groups of {width}");
-        check(&what, &group_norm(&x, images, groups, affine, Then::Nothing), &wanted);
         let silu: Vec<f64> = wanted.iter().map(|x| activated(Some(Activation::Silu), *x)).collect();
-        check(&what, &group_norm(&x, images, groups, affine, Then::Silu), &silu);
-
         let rows = x.chunks_exact(channels).flat_map(|row| {
             let members: Vec<f64> = row.iter().map(|x| wide(*x)).collect();
             let normals: Vec<f64> = members.iter().map(|x| normal(&members, *x)).collect();
             normals.into_iter().enumerate().map(|(channel, x)| scaled(channel, x)).collect::<Vec<f64>>()
         });
-        check(&what, &layer_norm(&x, affine), &rows.collect::<Vec<f64>>());
+        let rows: Vec<f64> = rows.collect();
+        for isa in Isa::all() {
+            let what = format!("{isa:?}, {images} of {pixels}, {groups} groups of {width}");
+            check(&what, &group_norm_with(isa, &x, images, groups, affine, Then::Nothing), &wanted);
+            check(&what, &group_norm_with(isa, &x, images, groups, affine, Then::Silu), &silu);
+            check(&what, &layer_norm_with(isa, &x, affine), &rows);
+        }
     }
 }
 

@@ -215,3 +215,19 @@ impl<E: Element, M: Multiply<E, LANES, T>, const T: usize> Panels<E, T> for Narr
         unsafe { M::add(sums, rows, skip, inputs, panel) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panels_hold_every_output_and_no_panel_is_wider_than_may_be() {
+        for most in [1, 3] {
+            for outputs in 1..700 {
+                let vectors: Vec<usize> = panel_vectors(outputs, most).collect();
+                assert!(vectors.iter().all(|vectors| (1..=most).contains(vectors)), "{outputs}: {vectors:?}");
+                assert_eq!(vectors.iter().sum::<usize>(), outputs.div_ceil(LANES), "{outputs}: {vectors:?}");
+            }
+        }
+    }
+}
