@@ -13,7 +13,7 @@ use super::{
 /// Bytes of a panel that are gone through for many tiles before the next: they stay in the second-level cache.
 const BLOCK_BYTES: usize = 160 << 10;
 /// Numbers that are read of every output of a panel before the next: they stay in the first-level cache.
-const READ_NUMBERS: usize = 128;
+const READ_NUMBERS: usize = 512;
 /// The most taps of a layer.
 pub const MOST_TAPS: usize = 9;
 
