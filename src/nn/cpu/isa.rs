@@ -74,8 +74,8 @@ macro_rules! versions {
         $(#[$doc])*
         $vis fn $name $(<$number: $bound>)? (isa: $crate::nn::cpu::isa::Isa, $($arg: $type),*) {
             #[cfg(target_arch = "x86_64")]
-            use $crate::nn::cpu::lanes::{Avx2, Avx512, Avx512Bf16};
-            use $crate::nn::cpu::{isa::{Isa, PORTABLE_FMA}, lanes::Plain};
+            use $crate::nn::cpu::{isa::Isa, lanes::{Avx2, Avx512, Avx512Bf16}};
+            use $crate::nn::cpu::{isa::PORTABLE_FMA, lanes::Plain};
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
