@@ -1,4 +1,5 @@
-//! Every kernel on random shapes, with every instruction set of this machine, against the same in f64.
+//! Every kernel on random shapes, with every instruction set of this machine, against the same in f64. The file is long
+//! because each kernel is written down here once more, in the plainest way.
 
 use half::bf16;
 use rand::{Rng, SeedableRng, rngs::SmallRng};

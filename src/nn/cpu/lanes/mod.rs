@@ -7,6 +7,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(test)]
+mod tests;
 
 #[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;
@@ -245,99 +247,5 @@ impl<const FMA: bool> Lanes for Plain<FMA> {
     #[inline(always)]
     unsafe fn add_exponent(self, whole: Self) -> Self {
         self.zip(whole, |x, whole| f32::from_bits(x.to_bits().wrapping_add(whole.to_bits() << 23)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::nn::cpu::isa::{Isa, versions};
-
-    /// # Safety
-    ///
-    /// The processor has the instructions of `L`.
-    unsafe fn round_body<L: Lanes>(from: &[f32; LANES], to: &mut [bf16; LANES], back: &mut [f32; LANES]) {
-        // SAFETY: the caller's promise, and each has as many numbers.
-        unsafe {
-            L::load(from.as_ptr()).store_bf16(to.as_mut_ptr());
-            L::load_bf16(to.as_ptr()).store(back.as_mut_ptr());
-        }
-    }
-
-    versions! {
-        fn round = round_body(from: &[f32; LANES], to: &mut [bf16; LANES], back: &mut [f32; LANES])
-    }
-
-    #[test]
-    fn bf16_is_rounded_to_even_and_what_is_no_number_stays_none() {
-        let odd =
-            [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::from_bits(0x3f80_8000), f32::from_bits(0x3f81_8000)];
-        let values = (0..=u32::MAX).step_by(65_521).map(f32::from_bits).chain(odd);
-        // Below f32's normal numbers the instruction for it has zeros.
-        let values: Vec<f32> = values.filter(|value| *value == 0.0 || !value.is_subnormal()).collect();
-        for isa in Isa::all() {
-            for chunk in values.as_chunks::<LANES>().0 {
-                let (mut narrow, mut back) = ([bf16::ZERO; LANES], [0.0; LANES]);
-                round(isa, chunk, &mut narrow, &mut back);
-                for ((value, narrow), back) in chunk.iter().zip(narrow).zip(back) {
-                    let same = if value.is_nan() { narrow.is_nan() } else { narrow == bf16::from_f32(*value) };
-                    assert!(same, "{isa:?}: {value} is {narrow}");
-                    assert!(back.to_bits() == narrow.to_f32().to_bits(), "{isa:?}: {narrow} is {back}");
-                }
-            }
-        }
-    }
-
-    /// # Safety
-    ///
-    /// The processor has the instructions of `L`.
-    unsafe fn operate_body<L: Lanes>(a: &[f32; LANES], b: &[f32; LANES], found: &mut Vec<[f32; LANES]>) {
-        // SAFETY: the caller's promise, and each has as many numbers.
-        unsafe {
-            let (a, b) = (L::load(a.as_ptr()), L::load(b.as_ptr()));
-            let one_at_a_time = [a.sum(), a.largest()].map(|value| L::splat(value));
-            let lanes = [
-                a.add(b),
-                a.sub(b),
-                a.mul(b),
-                a.div(b),
-                a.max(b),
-                a.min(b),
-                a.abs(),
-                a.if_negative(b, a),
-                a.mul_add(b, a),
-            ];
-            found.extend(lanes.into_iter().chain(one_at_a_time).map(|lanes| lanes.to_array()));
-        }
-    }
-
-    versions! {
-        fn operate = operate_body(a: &[f32; LANES], b: &[f32; LANES], found: &mut Vec<[f32; LANES]>)
-    }
-
-    #[test]
-    fn each_lane_is_computed_as_one_number_is() {
-        // Numbers whose sums and products are exact.
-        let a: [f32; LANES] = std::array::from_fn(|lane| lane as f32 - 7.5);
-        let b: [f32; LANES] = std::array::from_fn(|lane| 4.0 / (1 << (lane % 5)) as f32);
-        let of = |one: fn(f32, f32) -> f32| -> [f32; LANES] { std::array::from_fn(|lane| one(a[lane], b[lane])) };
-        let wanted = vec![
-            of(|a, b| a + b),
-            of(|a, b| a - b),
-            of(|a, b| a * b),
-            of(|a, b| a / b),
-            of(f32::max),
-            of(f32::min),
-            of(|a, _| a.abs()),
-            of(|a, b| if a < 0.0 { b } else { a }),
-            of(|a, b| a * b + a),
-            [0.0; LANES],
-            [7.5; LANES],
-        ];
-        for isa in Isa::all() {
-            let mut found = Vec::new();
-            operate(isa, &a, &b, &mut found);
-            assert_eq!(found, wanted, "{isa:?}");
-        }
     }
 }
