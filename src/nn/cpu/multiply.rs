@@ -125,6 +125,7 @@ unsafe fn run<E: Element, M: Multiply<E, P, T>, L: Lanes, const P: usize, const 
     let mut sums = vec![[[0.0_f32; P]; T]; if blocks > 1 { tiles } else { 1 }];
     let mut gates = [[0.0_f32; P]; T];
     let panels = task.panels.len();
+    assert!(blocks == 1 || !task.by_tile, "sums of blocks are added up panel by panel");
     for step in 0..panels * blocks * tiles {
         let (panel, block, tile) = if task.by_tile {
             (task.panels.start + step % panels, 0, step / panels)
