@@ -11,8 +11,8 @@ use darkroom::{
     Result,
     models::DtypeChoice,
     nn::{
-        Conv2d, Doubling, GroupNorm, LayerNorm, Linear, LoadProgress, WeightFile, Weights, attention, feature_map,
-        operations_done,
+        Conv2d, Doubling, GroupNorm, LayerNorm, Linear, LoadProgress, NormalConv, WeightFile, Weights, attention,
+        feature_map, operations_done,
     },
     threads,
 };
@@ -107,6 +107,14 @@ const CONV_3X3: [Conv; 13] = [
 #[divan::bench(args = CONV_3X3)]
 fn conv_3x3(bencher: Bencher, Conv(side, inputs, outputs): Conv) {
     let conv = layer(&[outputs, inputs, 3, 3], outputs, |weights| Conv2d::new(weights, inputs, outputs, 3));
+    let x = map(inputs, side);
+    measure(bencher, || conv.forward(&x).unwrap());
+}
+
+#[divan::bench(args = CONV_3X3)]
+fn norm_silu_conv_3x3(bencher: Bencher, Conv(side, inputs, outputs): Conv) {
+    let norm = layer(&[inputs], inputs, |weights| GroupNorm::new(weights, inputs, NORM_GROUPS, 1e-5));
+    let conv = layer(&[outputs, inputs, 3, 3], outputs, |weights| NormalConv::new(norm, weights, inputs, outputs));
     let x = map(inputs, side);
     measure(bencher, || conv.forward(&x).unwrap());
 }

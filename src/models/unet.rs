@@ -10,8 +10,8 @@ use super::UnetConfig;
 use crate::{
     Result,
     nn::{
-        Activation, After, Conv2d, Doubling, EmbeddingMlp, GroupNorm, LayerNorm, Linear, ResnetBlock, ResnetSizes,
-        Sinusoids, Weights, attention, feature_map, on_drawing_threads,
+        Activation, After, Conv2d, Doubling, EmbeddingMlp, GroupNorm, LayerNorm, Linear, NormalConv, ResnetBlock,
+        ResnetSizes, Sinusoids, Weights, attention, feature_map, on_drawing_threads,
     },
 };
 
@@ -58,8 +58,7 @@ pub struct Unet {
     down: Vec<Block<Conv2d>>,
     middle: Option<Middle>,
     up: Vec<Block<Doubling>>,
-    norm_out: GroupNorm,
-    conv_out: Conv2d,
+    out: NormalConv,
     /// What the first and last layers compute in: their rounding would be in every step's result.
     edge_dtype: DType,
     dtype: DType,
@@ -83,6 +82,7 @@ impl Unet {
         };
         let (down, skips) = down_blocks(config, weights)?;
         let edges = weights.exact();
+        let norm_out = GroupNorm::new(&edges.at("conv_norm_out"), first, config.norm_num_groups, config.norm_eps)?;
         Ok(Self {
             sinusoids: config.sinusoids(first),
             time: EmbeddingMlp::new(&edges.at("time_embedding"), first, time)?,
@@ -95,8 +95,7 @@ impl Unet {
                 .map(|_| Middle::new(config, &weights.at("mid_block")))
                 .transpose()?,
             up: up_blocks(config, weights, skips)?,
-            norm_out: GroupNorm::new(&edges.at("conv_norm_out"), first, config.norm_num_groups, config.norm_eps)?,
-            conv_out: Conv2d::new(&edges.at("conv_out"), first, config.out_channels, 3)?,
+            out: NormalConv::new(norm_out, &edges.at("conv_out"), first, config.out_channels)?,
             edge_dtype: edges.dtype(),
             dtype: weights.dtype(),
         })
@@ -170,7 +169,7 @@ impl Unet {
             }
         }
         let x = feature_map::cast(&x, self.edge_dtype)?;
-        let x = self.conv_out.forward(&self.norm_out.forward_silu(&x)?)?;
+        let x = self.out.forward(&x)?;
         Ok(feature_map::to_planes(&x)?.to_dtype(DType::F32)?)
     }
 

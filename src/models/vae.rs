@@ -7,8 +7,8 @@ use super::VaeConfig;
 use crate::{
     Result,
     nn::{
-        After, Conv2d, Doubling, GroupNorm, Linear, ResnetBlock, ResnetSizes, Weights, attention, feature_map,
-        on_drawing_threads,
+        After, Conv2d, Doubling, GroupNorm, Linear, NormalConv, ResnetBlock, ResnetSizes, Weights, attention,
+        feature_map, on_drawing_threads,
     },
 };
 
@@ -23,8 +23,7 @@ pub struct VaeDecoder {
     conv_in: Conv2d,
     middle: Middle,
     blocks: Vec<Block>,
-    norm_out: GroupNorm,
-    conv_out: Conv2d,
+    out: NormalConv,
     /// What the layers before the middle compute in.
     edge_dtype: DType,
     dtype: DType,
@@ -58,14 +57,14 @@ impl VaeDecoder {
             blocks.push(Block::new(config, &decoder.entry("up_blocks", index), inputs, outputs, index)?);
             inputs = outputs;
         }
+        let norm_out = GroupNorm::new(&decoder.at("conv_norm_out"), first, config.norm_num_groups, NORM_EPSILON)?;
         Ok(Self {
             normalisation: Normalisation::new(config, weights)?,
             before: config.use_post_quant_conv.then(before).transpose()?,
             conv_in: Conv2d::new(&edge.at("decoder").at("conv_in"), latents, last, 3)?,
             middle: Middle::new(config, &decoder.at("mid_block"), last)?,
             blocks,
-            norm_out: GroupNorm::new(&decoder.at("conv_norm_out"), first, config.norm_num_groups, NORM_EPSILON)?,
-            conv_out: Conv2d::new(&decoder.at("conv_out"), first, config.out_channels, 3)?,
+            out: NormalConv::new(norm_out, &decoder.at("conv_out"), first, config.out_channels)?,
             edge_dtype: edge.dtype(),
             dtype: weights.dtype(),
         })
@@ -99,7 +98,7 @@ impl VaeDecoder {
         for block in &self.blocks {
             x = block.forward(&x)?;
         }
-        let x = self.conv_out.forward(&self.norm_out.forward_silu(&x)?)?;
+        let x = self.out.forward(&x)?;
         Ok(feature_map::to_planes(&x)?.to_dtype(DType::F32)?)
     }
 }

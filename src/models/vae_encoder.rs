@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    nn::{Conv2d, GroupNorm, ResnetBlock, Weights, feature_map, on_drawing_threads},
+    nn::{Conv2d, GroupNorm, NormalConv, ResnetBlock, Weights, feature_map, on_drawing_threads},
 };
 
 /// The smallest and largest logarithm of a variance, in diffusers' code.
@@ -20,8 +20,7 @@ pub struct VaeEncoder {
     conv_in: Conv2d,
     blocks: Vec<Block>,
     middle: Middle,
-    norm_out: GroupNorm,
-    conv_out: Conv2d,
+    out: NormalConv,
     after: Option<Conv2d>,
     factor: usize,
     dtype: DType,
@@ -56,12 +55,12 @@ impl VaeEncoder {
             blocks.push(Block::new(config, &encoder.entry("down_blocks", index), inputs, outputs, index)?);
             inputs = outputs;
         }
+        let norm_out = GroupNorm::new(&encoder.at("conv_norm_out"), last, config.norm_num_groups, NORM_EPSILON)?;
         Ok(Self {
             conv_in: Conv2d::new(&encoder.at("conv_in"), config.in_channels, first, 3)?,
             blocks,
             middle: Middle::new(config, &encoder.at("mid_block"), last)?,
-            norm_out: GroupNorm::new(&encoder.at("conv_norm_out"), last, config.norm_num_groups, NORM_EPSILON)?,
-            conv_out: Conv2d::new(&encoder.at("conv_out"), last, moments, 3)?,
+            out: NormalConv::new(norm_out, &encoder.at("conv_out"), last, moments)?,
             after: config.use_quant_conv.then(after).transpose()?,
             factor: config.factor(),
             dtype: weights.dtype(),
@@ -90,7 +89,7 @@ impl VaeEncoder {
             x = block.forward(&x)?;
         }
         let x = self.middle.forward(&x)?;
-        let mut x = self.conv_out.forward(&self.norm_out.forward_silu(&x)?)?;
+        let mut x = self.out.forward(&x)?;
         if let Some(conv) = &self.after {
             x = conv.forward(&x)?;
         }

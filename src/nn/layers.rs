@@ -188,7 +188,7 @@ fn rows_of(x: &Tensor, inputs: usize, outputs: usize) -> Result<(usize, Vec<usiz
 }
 
 /// Hands what follows a product to the kernels.
-fn with_finish<N: Number, T>(
+pub(super) fn with_finish<N: Number, T>(
     after: After<'_>,
     rows: usize,
     run: impl FnOnce(&Finish<'_, N>) -> Result<T>,
@@ -388,10 +388,15 @@ impl GroupNorm {
         self.normalise(x, Then::Silu)
     }
 
+    /// Hands the count of groups, and what is multiplied and added, to the kernels.
+    pub(super) fn with_affine<T>(&self, run: impl FnOnce(usize, Affine<'_>) -> Result<T>) -> Result<T> {
+        with_affine(&self.weight, &self.bias, self.epsilon, |affine| run(self.groups, affine))
+    }
+
     fn normalise(&self, x: &Tensor, then: Then) -> Result<Tensor> {
         if is_kernels(x) {
-            let (images, groups) = (x.dim(0)?, self.groups);
-            return with_affine(&self.weight, &self.bias, self.epsilon, |affine| {
+            let images = x.dim(0)?;
+            return self.with_affine(|groups, affine| {
                 by_number!(x, N => with_values::<N, _>(x, |values| {
                     tensor_of(cpu::group_norm(values, images, groups, affine, then), x.dims().to_vec())
                 }))

@@ -2,17 +2,15 @@
 
 use candle_core::Tensor;
 
-use super::{After, Conv2d, GroupNorm, Linear, Weights};
+use super::{After, Conv2d, GroupNorm, Linear, NormalConv, Weights};
 use crate::Result;
 
 /// Two normalised convolutions around a shortcut, told the timestep where there is one.
 #[derive(Debug)]
 pub struct ResnetBlock {
-    norm1: GroupNorm,
-    conv1: Conv2d,
+    first: NormalConv,
     time: Option<Linear>,
-    norm2: GroupNorm,
-    conv2: Conv2d,
+    second: NormalConv,
     shortcut: Option<Conv2d>,
 }
 
@@ -41,12 +39,12 @@ impl ResnetBlock {
         let ResnetSizes { inputs, outputs, time, groups, epsilon } = sizes;
         let shortcut = (inputs != outputs).then(|| Conv2d::new(&weights.at("conv_shortcut"), inputs, outputs, 1));
         let time = time.map(|width| Linear::new(&weights.at("time_emb_proj"), width, outputs));
+        let norm1 = GroupNorm::new(&weights.at("norm1"), inputs, groups, epsilon)?;
+        let norm2 = GroupNorm::new(&weights.at("norm2"), outputs, groups, epsilon)?;
         Ok(Self {
-            norm1: GroupNorm::new(&weights.at("norm1"), inputs, groups, epsilon)?,
-            conv1: Conv2d::new(&weights.at("conv1"), inputs, outputs, 3)?,
+            first: NormalConv::new(norm1, &weights.at("conv1"), inputs, outputs)?,
             time: time.transpose()?,
-            norm2: GroupNorm::new(&weights.at("norm2"), outputs, groups, epsilon)?,
-            conv2: Conv2d::new(&weights.at("conv2"), outputs, outputs, 3)?,
+            second: NormalConv::new(norm2, &weights.at("conv2"), outputs, outputs)?,
             shortcut: shortcut.transpose()?,
         })
     }
@@ -62,9 +60,9 @@ impl ResnetBlock {
             _ => None,
         };
         let told = After { per_image: time.as_ref(), ..After::default() };
-        let y = self.conv1.forward_then(&self.norm1.forward_silu(x)?, told)?;
+        let y = self.first.forward_then(x, told)?;
         let shortcut = self.shortcut.as_ref().map(|shortcut| shortcut.forward(x)).transpose()?;
         let added = After { residual: Some(shortcut.as_ref().unwrap_or(x)), ..After::default() };
-        self.conv2.forward_then(&self.norm2.forward_silu(&y)?, added)
+        self.second.forward_then(&y, added)
     }
 }

@@ -99,7 +99,7 @@ pub(super) fn convolve_doubled_with<E: Element>(
     let parts = std::array::from_fn::<_, 4, _>(|number| Part {
         source: Source::Map(&gathers[number]),
         weights: &weights.phases[number],
-        spread: Some(Spread { width: size.1, phase: PHASES[number] }),
+        spread: Spread::Doubled { width: size.1, phase: PHASES[number] },
     });
     multiply_parts(isa, &parts, data.len() / channels, &Finish::default())
 }

@@ -19,6 +19,7 @@ mod shared;
 #[cfg(test)]
 mod tests;
 mod tile;
+mod winograd;
 
 pub use attention::{AttentionInputs, AttentionSizes, attention};
 pub use copy::{concat_rows, convert};
@@ -29,3 +30,4 @@ pub use norm::{Affine, Then, group_norm, layer_norm};
 pub use pack::{LayerSizes, PackedWeights};
 pub use peak::{PeakOf, multiply_peak};
 pub use product::{Finish, Gather, Source, product};
+pub use winograd::{WinogradWeights, convolve_normal};

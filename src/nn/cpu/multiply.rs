@@ -107,6 +107,8 @@ mod x86 {
 unsafe fn run<E: Element, M: Multiply<E, P, T>, L: Lanes, const P: usize, const T: usize>(task: &Multiplying<'_, E>) {
     let weights = task.part.weights;
     let taps = weights.taps;
+    let (_, points) = task.part.source.results_and_points();
+    let of_point = taps / points;
     let tiles = task.rows.len().div_ceil(T);
     // Where every tile's vectors are, found once for all panels and blocks.
     let mut vectors = vec![[std::ptr::null(); T]; tiles * taps];
@@ -117,12 +119,13 @@ unsafe fn run<E: Element, M: Multiply<E, P, T>, L: Lanes, const P: usize, const 
             match task.part.source {
                 Source::Rows(data) => vectors[0][slot] = data[row * weights.inputs..][..weights.inputs].as_ptr(),
                 Source::Map(gather) => gather.point(row, task.zeros, slot, vectors),
+                Source::Pairs(pairs) => pairs.point(row, task.zeros, slot, vectors),
             }
         }
     }
     let blocks = weights.inputs.div_ceil(weights.block);
     // Of every tile where there are blocks to come, else of one after another.
-    let mut sums = vec![[[0.0_f32; P]; T]; if blocks > 1 { tiles } else { 1 }];
+    let mut sums = vec![[[0.0_f32; P]; T]; points * if blocks > 1 { tiles } else { 1 }];
     let mut gates = [[0.0_f32; P]; T];
     let panels = task.panels.len();
     assert!(blocks == 1 || !task.by_tile, "sums of blocks are added up panel by panel");
@@ -136,12 +139,16 @@ unsafe fn run<E: Element, M: Multiply<E, P, T>, L: Lanes, const P: usize, const 
         let first = block * weights.block;
         let inputs = weights.block.min(weights.inputs - first);
         let data = &weights.panel_data(panel)[first * taps * P..];
-        assert!(data.len() >= inputs.div_ceil(E::DEPTH) * E::DEPTH * taps * P, "a panel has its block");
-        let sums = &mut sums[if blocks > 1 { tile } else { 0 }];
-        let into = Rows { at: sums.as_flattened_mut().as_mut_ptr(), stride: P, fresh: block == 0 };
-        // SAFETY: every vector is of `weights.inputs` numbers, checked where its pointer was made; the block has its
-        // weights; the processor is as the caller promises.
-        unsafe { M::add(into, vectors, first, inputs, data.as_ptr()) };
+        let of_block = inputs.div_ceil(E::DEPTH) * E::DEPTH * of_point * P;
+        assert!(data.len() >= points * of_block, "a panel has its block");
+        let sums = &mut sums[points * if blocks > 1 { tile } else { 0 }..][..points];
+        for (point, sums) in sums.iter_mut().enumerate() {
+            let into = Rows { at: sums.as_flattened_mut().as_mut_ptr(), stride: P, fresh: block == 0 };
+            let (vectors, data) = (&vectors[point * of_point..][..of_point], &data[point * of_block..]);
+            // SAFETY: every vector is of `weights.inputs` numbers, checked where its pointer was made; the block has its
+            // weights; the processor is as the caller promises.
+            unsafe { M::add(into, vectors, first, inputs, data.as_ptr()) };
+        }
         if block + 1 < blocks {
             continue;
         }
@@ -153,11 +160,42 @@ unsafe fn run<E: Element, M: Multiply<E, P, T>, L: Lanes, const P: usize, const 
         }
         let rows = task.rows.start + tile * T..(task.rows.start + (tile + 1) * T).min(task.rows.end);
         // SAFETY: the processor is as the caller promises.
-        unsafe { finish::<E, L, P, T>(task, sums, &gates, panel, rows) };
+        unsafe {
+            if let [first, second, third, fourth] = sums {
+                join::<L, P, T>(first, second, third, fourth);
+                finish::<E, L, P, T>(task, second, &gates, panel, rows.clone(), 1);
+            }
+            finish::<E, L, P, T>(task, &sums[0], &gates, panel, rows, 0);
+        }
     }
 }
 
-/// Makes results of a tile's sums.
+/// Makes of the sums at four points those of two outputs, in place of the first two: see [`winograd`](super::winograd).
+///
+/// # Safety
+///
+/// The processor has the instructions of `L`.
+#[inline(always)]
+unsafe fn join<L: Lanes, const P: usize, const T: usize>(
+    first: &mut [[f32; P]; T],
+    second: &mut [[f32; P]; T],
+    third: &[[f32; P]; T],
+    fourth: &[[f32; P]; T],
+) {
+    let (first, second) = (first.as_flattened_mut(), second.as_flattened_mut());
+    let (third, fourth) = (third.as_flattened(), fourth.as_flattened());
+    for place in (0..P * T).step_by(LANES) {
+        // SAFETY: the caller's promise; there are whole vectors.
+        unsafe {
+            let (m0, m1) = (L::load(first[place..][..LANES].as_ptr()), L::load(second[place..][..LANES].as_ptr()));
+            let (m2, m3) = (L::load(third[place..][..LANES].as_ptr()), L::load(fourth[place..][..LANES].as_ptr()));
+            m0.add(m1).add(m2).store(first[place..][..LANES].as_mut_ptr());
+            m1.sub(m2).sub(m3).store(second[place..][..LANES].as_mut_ptr());
+        }
+    }
+}
+
+/// Makes of a tile's sums the results of number `number` of its rows.
 ///
 /// # Safety
 ///
@@ -169,17 +207,18 @@ unsafe fn finish<E: Element, L: Lanes, const P: usize, const T: usize>(
     gates: &[[f32; P]; T],
     panel: usize,
     rows: Range<usize>,
+    number: usize,
 ) {
     let (finish, outputs, bias) = (task.finish, task.outputs, &task.part.weights.bias);
     for (slot, row) in rows.enumerate() {
-        let result_row = task.part.spread.map_or(row, |spread| spread.place(row));
+        let Some(row) = task.part.spread.place(row, number) else { continue };
         for part in 0..P / LANES {
             let column = panel * P + part * LANES;
             if column >= outputs {
                 break;
             }
             let count = LANES.min(outputs - column);
-            let place = result_row * outputs + column;
+            let place = row * outputs + column;
             // SAFETY: the processor is as the caller promises; sums and bias have whole panels; this task alone has this place,
             // which is inside the result.
             unsafe {

@@ -49,16 +49,7 @@ pub(super) fn group_norm_with<E: Element>(
 ) -> Vec<E> {
     let channels = affine.weight.len();
     let pixels = x.len() / (images * channels);
-    assert!(x.len() == images * pixels * channels, "maps are whole");
-    assert!(channels.is_multiple_of(groups) && affine.bias.len() == channels, "groups divide channels");
-    let factors: Vec<(Vec<f32>, Vec<f32>)> = x
-        .par_chunks(pixels * channels)
-        .map(|image| {
-            let origin: Vec<f32> = image[..channels].iter().map(|x| x.widen()).collect();
-            let parts: Vec<Sums> = image.par_chunks(ROWS * channels).map(|rows| sums(isa, rows, &origin)).collect();
-            factors(&parts, &origin, pixels, groups, affine)
-        })
-        .collect();
+    let factors = group_factors(isa, x, images, groups, affine);
     filled(x.len(), |result| {
         let parts = pixels.div_ceil(ROWS);
         (0..images * parts).into_par_iter().for_each(|task| {
@@ -68,6 +59,32 @@ pub(super) fn group_norm_with<E: Element>(
             apply(isa, rows, &factors[image], then, Part { result, first });
         });
     })
+}
+
+/// What each channel of an image is multiplied with and then has added, in f32.
+pub(super) struct Factors {
+    pub scale: Vec<f32>,
+    pub shift: Vec<f32>,
+}
+
+/// The factors that normalise each image's groups of channels.
+pub(super) fn group_factors<E: Element>(
+    isa: Isa,
+    x: &[E],
+    images: usize,
+    groups: usize,
+    affine: Affine<'_>,
+) -> Vec<Factors> {
+    let channels = affine.weight.len();
+    let pixels = x.len() / (images * channels);
+    assert!(x.len() == images * pixels * channels, "maps are whole");
+    assert!(channels.is_multiple_of(groups) && affine.bias.len() == channels, "groups divide channels");
+    let of_image = |image: &[E]| {
+        let origin: Vec<f32> = image[..channels].iter().map(|x| x.widen()).collect();
+        let parts: Vec<Sums> = image.par_chunks(ROWS * channels).map(|rows| sums(isa, rows, &origin)).collect();
+        factors(&parts, &origin, pixels, groups, affine)
+    };
+    x.par_chunks(pixels * channels).map(of_image).collect()
 }
 
 /// Where a task's rows go.
@@ -163,7 +180,7 @@ unsafe fn add_columns<E: Element, L: Lanes, const V: usize>(
 /// What each channel is multiplied with and has added. The variance is found about each channel's first value and then
 /// moved to the mean (Chan et al. 1983), so that a mean far from zero costs no digits.
 #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "f32 is what maps are in")]
-fn factors(parts: &[Sums], origin: &[f32], pixels: usize, groups: usize, affine: Affine<'_>) -> (Vec<f32>, Vec<f32>) {
+fn factors(parts: &[Sums], origin: &[f32], pixels: usize, groups: usize, affine: Affine<'_>) -> Factors {
     let channels = origin.len();
     let width = channels / groups;
     let count = pixels as f64;
@@ -187,19 +204,19 @@ fn factors(parts: &[Sums], origin: &[f32], pixels: usize, groups: usize, affine:
             shift[channel] = (f64::from(affine.bias[channel]) - mean * factor) as f32;
         }
     }
-    (scale, shift)
+    Factors { scale, shift }
 }
 
 versions! {
-    fn apply<E: Element> = apply_body(rows: &[E], factors: &(Vec<f32>, Vec<f32>), then: Then, part: Part<E>)
+    fn apply<E: Element> = apply_body(rows: &[E], factors: &Factors, then: Then, part: Part<E>)
 }
 
 /// # Safety
 ///
 /// The processor has the instructions of `L`, and the rows are the task's, inside the result.
 #[inline(always)]
-unsafe fn apply_body<E: Element, L: Lanes>(rows: &[E], factors: &(Vec<f32>, Vec<f32>), then: Then, part: Part<E>) {
-    let (scale, shift) = factors;
+unsafe fn apply_body<E: Element, L: Lanes>(rows: &[E], factors: &Factors, then: Then, part: Part<E>) {
+    let Factors { scale, shift } = factors;
     let channels = scale.len();
     for (number, row) in rows.chunks_exact(channels).enumerate() {
         let into = part.result.at(part.first + number * channels);

@@ -15,7 +15,7 @@ const BLOCK_BYTES: usize = 160 << 10;
 /// Numbers that are read of every output of a panel before the next: they stay in the first-level cache.
 const READ_NUMBERS: usize = 512;
 /// The most taps of a layer.
-pub const MOST_TAPS: usize = 9;
+pub const MOST_TAPS: usize = 12;
 
 /// A layer's weights and bias as the kernel reads them.
 #[derive(Debug)]

@@ -7,6 +7,8 @@
 //!
 //! Every number is summed in the same order whatever the threads, the batch or the other rows are.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::{
@@ -14,8 +16,9 @@ use super::{
     isa::Isa,
     multiply::Multiplying,
     pack::PackedWeights,
-    shared::filled,
+    shared::{Shared, filled},
     tile::{ROWS, WIDE_ROWS},
+    winograd::{self, Pairs},
 };
 use crate::nn::Activation;
 
@@ -39,6 +42,18 @@ pub enum Source<'a, E> {
     Rows(&'a [E]),
     /// Gathered from a map: a convolution's.
     Map(&'a Gather<'a, E>),
+    /// Of a map whose rows are transformed: a row here is a pair of pixels.
+    Pairs(&'a Pairs<'a, E>),
+}
+
+impl<E> Source<'_, E> {
+    /// Rows of results that a row has, and the products that they are made of, each of as many taps.
+    pub(super) fn results_and_points(self) -> (usize, usize) {
+        match self {
+            Self::Rows(_) | Self::Map(_) => (1, 1),
+            Self::Pairs(_) => (winograd::SIDE, winograd::POINTS),
+        }
+    }
 }
 
 /// How a convolution finds its inputs in a map `[batch][height][width][channels]`.
@@ -108,6 +123,21 @@ pub struct Finish<'a, E> {
     pub gated: bool,
 }
 
+impl<E: Element> Finish<'_, E> {
+    /// Numbers in a row of the result.
+    fn outputs(&self, weights: &PackedWeights<E>) -> usize {
+        if self.gated { weights.outputs / 2 } else { weights.outputs }
+    }
+
+    /// Makes sure that what is added to a result of `rows` rows fits it.
+    pub(super) fn check(&self, rows: usize, outputs: usize) {
+        if let Some((added, rows_of_image)) = self.per_image {
+            assert_eq!(added.len() * rows_of_image, rows * outputs, "there is a row to add for each image");
+        }
+        assert!(self.residual.is_none_or(|residual| residual.len() == rows * outputs), "the residual fits");
+    }
+}
+
 impl<E> Default for Finish<'_, E> {
     /// Nothing.
     fn default() -> Self {
@@ -133,36 +163,59 @@ pub(super) fn product_with<E: Element>(
     rows: usize,
     finish: &Finish<'_, E>,
 ) -> Vec<E> {
-    let outputs = if finish.gated { weights.outputs / 2 } else { weights.outputs };
-    if let Some((added, rows_of_image)) = finish.per_image {
-        assert_eq!(added.len() * rows_of_image, rows * outputs, "there is a row to add for each image");
-    }
-    assert!(finish.residual.is_none_or(|residual| residual.len() == rows * outputs), "the residual fits");
-    assert!(!finish.gated || weights.can_gate(), "gates fill panels");
-    multiply_parts(isa, &[Part { source, weights, spread: None }], rows, finish)
+    multiply_parts(isa, &[Part { source, weights, spread: Spread::InOrder }], rows, finish)
 }
 
 /// A product whose rows are some of the result's.
 pub(super) struct Part<'a, E> {
     pub source: Source<'a, E>,
     pub weights: &'a PackedWeights<E>,
-    pub spread: Option<Spread>,
+    pub spread: Spread,
 }
 
-/// Where the rows of a part are in a result that is a map of twice the height and width.
+/// Where the rows of a part are in the result.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Spread {
-    /// Pixels in a row of the part's map.
-    pub width: usize,
-    /// Which of each two rows of pixels, and which of each two pixels in it, are the part's.
-    pub phase: (usize, usize),
+pub(super) enum Spread {
+    /// As they come.
+    InOrder,
+    /// In a map of twice the height and width.
+    Doubled {
+        /// Pixels in a row of the part's map.
+        width: usize,
+        /// Which of each two rows of pixels, and which of each two pixels in it, are the part's.
+        phase: (usize, usize),
+    },
+    /// Each row is two pixels of a map.
+    Paired {
+        /// Pixels in a row of the map; of the last pair there may be one.
+        width: usize,
+    },
 }
 
 impl Spread {
+    /// Rows of the result that `parts` parts of `rows` rows make.
+    pub(super) fn results(self, parts: usize, rows: usize) -> usize {
+        match self {
+            Self::InOrder | Self::Doubled { .. } => parts * rows,
+            Self::Paired { width } => parts * rows / width.div_ceil(winograd::SIDE) * width,
+        }
+    }
+
+    /// The row of the result of a row's result number `number`; `None` where a map has ended.
     #[inline(always)]
-    pub(super) fn place(self, row: usize) -> usize {
-        let (line, column) = (row / self.width, row % self.width);
-        (2 * line + self.phase.0) * 2 * self.width + 2 * column + self.phase.1
+    pub(super) fn place(self, row: usize, number: usize) -> Option<usize> {
+        match self {
+            Self::InOrder => Some(row),
+            Self::Doubled { width, phase } => {
+                let (line, column) = (row / width, row % width);
+                Some((2 * line + phase.0) * 2 * width + 2 * column + phase.1)
+            }
+            Self::Paired { width } => {
+                let pairs = width.div_ceil(winograd::SIDE);
+                let column = row % pairs * winograd::SIDE + number;
+                (column < width).then_some(row / pairs * width + column)
+            }
+        }
     }
 }
 
@@ -173,27 +226,41 @@ pub(super) fn multiply_parts<E: Element>(
     rows: usize,
     finish: &Finish<'_, E>,
 ) -> Vec<E> {
+    let results = parts[0].spread.results(parts.len(), rows);
+    let outputs = finish.outputs(parts[0].weights);
+    finish.check(results, outputs);
+    filled(results * outputs, |result| multiply_rows(isa, parts, 0..rows, finish, result))
+}
+
+/// Writes what rows `range` of several products make, of weights of one size, into the result that they are spread over.
+pub(super) fn multiply_rows<E: Element>(
+    isa: Isa,
+    parts: &[Part<'_, E>],
+    range: Range<usize>,
+    finish: &Finish<'_, E>,
+    result: Shared<E>,
+) {
     let weights = parts[0].weights;
-    let outputs = if finish.gated { weights.outputs / 2 } else { weights.outputs };
+    let outputs = finish.outputs(weights);
     for part in parts {
-        check_source(part.source, part.weights, rows);
+        check_source(part.source, part.weights, &range);
         assert!(part.weights.panel == E::panel(isa), "weights are packed for the instructions");
         assert!(part.weights.outputs == weights.outputs, "parts have the same outputs");
     }
+    assert!(!finish.gated || weights.can_gate(), "gates fill panels");
     let panels = if finish.gated { outputs / weights.panel } else { weights.panels() };
-    let Tasks { rows: task_rows, groups, by_tile } = Tasks::of(weights, rows, parts.len(), panels);
-    let chunks = rows.div_ceil(task_rows) * parts.len();
+    let Tasks { rows: task_rows, groups, by_tile } = Tasks::of(weights, range.len(), parts.len(), panels);
+    let chunks = range.len().div_ceil(task_rows) * parts.len();
     let zeros = vec![E::default(); weights.inputs];
-    filled(parts.len() * rows * outputs, |result| {
-        let groups_of = |group: usize| group * panels / groups;
-        (0..chunks * groups).into_par_iter().with_max_len(1).for_each(|number| {
-            let (group, chunk) = (number / chunks, number % chunks);
-            let (part, chunk) = (&parts[chunk % parts.len()], chunk / parts.len());
-            let rows = chunk * task_rows..((chunk + 1) * task_rows).min(rows);
-            let panels = groups_of(group)..groups_of(group + 1);
-            E::multiply(isa, &Multiplying { part, finish, zeros: &zeros, panels, rows, outputs, result, by_tile });
-        });
-    })
+    let groups_of = |group: usize| group * panels / groups;
+    (0..chunks * groups).into_par_iter().with_max_len(1).for_each(|number| {
+        let (group, chunk) = (number / chunks, number % chunks);
+        let (part, chunk) = (&parts[chunk % parts.len()], chunk / parts.len());
+        let first = range.start + chunk * task_rows;
+        let rows = first..(first + task_rows).min(range.end);
+        let panels = groups_of(group)..groups_of(group + 1);
+        E::multiply(isa, &Multiplying { part, finish, zeros: &zeros, panels, rows, outputs, result, by_tile });
+    });
 }
 
 /// How a product is divided in tasks.
@@ -220,8 +287,9 @@ impl Tasks {
     }
 }
 
-/// Makes sure that a product of `rows` rows has its inputs.
-fn check_source<E: Element>(source: Source<'_, E>, weights: &PackedWeights<E>, rows: usize) {
+/// Makes sure that rows `range` of a product have their inputs.
+fn check_source<E: Element>(source: Source<'_, E>, weights: &PackedWeights<E>, range: &Range<usize>) {
+    let rows = range.end;
     match source {
         Source::Rows(data) => {
             assert!(weights.taps == 1 && data.len() == rows * weights.inputs, "a row has the layer's inputs");
@@ -232,6 +300,10 @@ fn check_source<E: Element>(source: Source<'_, E>, weights: &PackedWeights<E>, r
             assert!(gather.channels == weights.inputs, "channels fit");
             assert!(gather.kernel * gather.kernel == weights.taps && images * height * width == rows, "the map fits");
             assert_eq!(gather.data.len(), images * gather.size.0 * gather.size.1 * gather.channels, "the map is whole");
+        }
+        Source::Pairs(pairs) => {
+            assert!(pairs.channels == weights.inputs && weights.taps == winograd::TAPS, "channels and taps fit");
+            assert!(pairs.holds(range), "every pair is there");
         }
     }
 }

@@ -6,12 +6,13 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use super::{
     AttentionInputs, AttentionSizes, DoublingWeights, Element, Finish, Gather, Isa, LayerSizes, PackedWeights, Source,
-    Then,
+    Then, WinogradWeights,
     attention::attention_with,
     concat_rows, convert,
     doubling::convolve_doubled_with,
     norm::{Affine, group_norm_with, layer_norm_with},
     product::product_with,
+    winograd::convolve_normal_with,
 };
 use crate::nn::Activation;
 
@@ -44,6 +45,19 @@ fn check<E: Element + Tolerance>(what: &str, found: &[E], wanted: &[f64]) {
         let error = (wide(*found) - wanted).abs() / largest;
         assert!(error <= E::TOLERANCE, "{what}: number {index} is {found:?}, not {wanted}: {error:e}");
     }
+}
+
+/// As [`check`], of a kernel that rounds between its steps, too: the error of all numbers together, relative to all of them
+/// together, and twice as much for a single one.
+fn check_together<E: Element + Tolerance>(what: &str, found: &[E], wanted: &[f64]) {
+    assert_eq!(found.len(), wanted.len(), "{what}");
+    let length = |numbers: &mut dyn Iterator<Item = f64>| numbers.map(|x| x * x).sum::<f64>().sqrt();
+    let errors: Vec<f64> = found.iter().zip(wanted).map(|(found, wanted)| wide(*found) - wanted).collect();
+    let error = length(&mut errors.iter().copied()) / length(&mut wanted.iter().copied());
+    assert!(error <= E::TOLERANCE, "{what}: {error:e}");
+    let largest = wanted.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
+    let worst = errors.iter().fold(0.0_f64, |most, x| most.max(x.abs())) / largest;
+    assert!(worst <= 2.0 * E::TOLERANCE, "{what}: a number with an error of {worst:e}");
 }
 
 fn activated(activation: Option<Activation>, x: f64) -> f64 {
@@ -298,6 +312,49 @@ fn doubling_convolutions_are_those_of_f64() {
     doublings::<bf16>();
 }
 
+fn normal_convolutions<E: Element + Tolerance>(least: (usize, usize, usize)) {
+    let mut random = SmallRng::seed_from_u64(9);
+    for isa in Isa::all() {
+        for round in 0..12 {
+            let (images, height, width) =
+                (random.random_range(1..3), random.random_range(least.2..12), random.random_range(least.2..12));
+            // At times more channels than a block's.
+            let (groups, of_group) =
+                if round == 0 { (5, 51) } else { (random.random_range(1..5), random.random_range(least.0..20)) };
+            let sizes = LayerSizes { outputs: random.random_range(least.1..70), inputs: groups * of_group, taps: 9 };
+            let x: Vec<E> = numbers(&mut random, images * height * width * sizes.inputs);
+            let (weight, bias) = (numbers::<f32>(&mut random, sizes.inputs), numbers::<f32>(&mut random, sizes.inputs));
+            let affine = Affine { weight: &weight, bias: &bias, epsilon: 1e-5 };
+            let normal: Vec<f64> = normal_groups(&x, images, groups, affine)
+                .into_iter()
+                .map(|x| activated(Some(Activation::Silu), x))
+                .collect();
+            let layer = Layer::<E>::random(&mut random, sizes, images * height * width, height * width);
+            // None follows these convolutions.
+            let layer = Layer { activation: None, ..layer };
+            let sums = layer.sums(images * height * width, |row, tap, channel| {
+                let (image, y, x) = (row / (height * width), row / width % height, row % width);
+                let place = |at: usize, tap: usize, to: usize| (at + tap).checked_sub(1).filter(|at| *at < to);
+                let place = place(y, tap / 3, height).zip(place(x, tap % 3, width));
+                place.map_or(0.0, |(y, x)| normal[((image * height + y) * width + x) * sizes.inputs + channel])
+            });
+            let packed =
+                WinogradWeights::<E>::for_isa(isa, (sizes.inputs, sizes.outputs), &layer.bias, |start, into| {
+                    into.iter_mut().zip(&layer.weights[start..]).for_each(|(into, weight)| *into = weight.widen());
+                });
+            let found = convolve_normal_with(isa, &x, (height, width), (groups, affine), &packed, &layer.finish());
+            check_together(&format!("{isa:?}, {images} of {height}x{width}, {sizes:?}"), &found, &layer.wanted(&sums));
+        }
+    }
+}
+
+#[test]
+fn convolutions_behind_a_norm_are_those_of_f64() {
+    normal_convolutions::<f32>((1, 1, 1));
+    // Of few numbers that are rounded in between, a sum may be small by chance.
+    normal_convolutions::<bf16>((12, 16, 4));
+}
+
 fn attentions<E: Element + Tolerance>() {
     let mut random = SmallRng::seed_from_u64(5);
     for isa in Isa::all() {
@@ -355,6 +412,37 @@ fn attentions_are_those_of_f64() {
     attentions::<bf16>();
 }
 
+/// Maps normalised over each image's groups of channels.
+fn normal_groups<E: Element>(x: &[E], images: usize, groups: usize, affine: Affine<'_>) -> Vec<f64> {
+    let channels = affine.weight.len();
+    let (pixels, width) = (x.len() / images / channels, channels / groups);
+    let mut normal = vec![0.0; x.len()];
+    for image in 0..images {
+        for group in 0..groups {
+            let places = (0..pixels).flat_map(|pixel| {
+                (0..width).map(move |channel| (image * pixels + pixel) * channels + group * width + channel)
+            });
+            let places: Vec<usize> = places.collect();
+            let members: Vec<f64> = places.iter().map(|place| wide(x[*place])).collect();
+            for place in places {
+                normal[place] =
+                    affine_of(affine, place % channels, normal_of(&members, wide(x[place]), affine.epsilon));
+            }
+        }
+    }
+    normal
+}
+
+fn normal_of(members: &[f64], x: f64, epsilon: f64) -> f64 {
+    let mean = members.iter().sum::<f64>() / members.len() as f64;
+    let variance = members.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / members.len() as f64;
+    (x - mean) / (variance + epsilon).sqrt()
+}
+
+fn affine_of(affine: Affine<'_>, channel: usize, x: f64) -> f64 {
+    x * f64::from(affine.weight[channel]) + f64::from(affine.bias[channel])
+}
+
 fn norms<E: Element + Tolerance>() {
     let mut random = SmallRng::seed_from_u64(6);
     for _ in 0..15 {
@@ -364,30 +452,12 @@ fn norms<E: Element + Tolerance>() {
         let x: Vec<E> = numbers(&mut random, images * pixels * channels);
         let (weight, bias) = (numbers::<f32>(&mut random, channels), numbers::<f32>(&mut random, channels));
         let affine = Affine { weight: &weight, bias: &bias, epsilon: 1e-5 };
-        let normal = |members: &[f64], x: f64| {
-            let mean = members.iter().sum::<f64>() / members.len() as f64;
-            let variance = members.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / members.len() as f64;
-            (x - mean) / (variance + 1e-5).sqrt()
-        };
-        let scaled = |channel: usize, x: f64| x * f64::from(weight[channel]) + f64::from(bias[channel]);
-        let mut wanted = vec![0.0; x.len()];
-        for image in 0..images {
-            for group in 0..groups {
-                let places = (0..pixels).flat_map(|pixel| {
-                    (0..width).map(move |channel| (image * pixels + pixel) * channels + group * width + channel)
-                });
-                let places: Vec<usize> = places.collect();
-                let members: Vec<f64> = places.iter().map(|place| wide(x[*place])).collect();
-                for place in places {
-                    wanted[place] = scaled(place % channels, normal(&members, wide(x[place])));
-                }
-            }
-        }
+        let wanted = normal_groups(&x, images, groups, affine);
         let silu: Vec<f64> = wanted.iter().map(|x| activated(Some(Activation::Silu), *x)).collect();
         let rows = x.chunks_exact(channels).flat_map(|row| {
             let members: Vec<f64> = row.iter().map(|x| wide(*x)).collect();
-            let normals: Vec<f64> = members.iter().map(|x| normal(&members, *x)).collect();
-            normals.into_iter().enumerate().map(|(channel, x)| scaled(channel, x)).collect::<Vec<f64>>()
+            let normals = members.iter().map(|x| normal_of(&members, *x, affine.epsilon));
+            normals.enumerate().map(|(channel, x)| affine_of(affine, channel, x)).collect::<Vec<f64>>()
         });
         let rows: Vec<f64> = rows.collect();
         for isa in Isa::all() {
