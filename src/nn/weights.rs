@@ -13,13 +13,13 @@ use std::{
 };
 
 use candle_core::{DType, Device, Tensor};
-use half::{bf16, f16, slice::HalfFloatSliceExt};
+use half::bf16;
 use memmap2::Mmap;
 #[cfg(unix)]
 use memmap2::UncheckedAdvice;
 use safetensors::{Dtype, SafeTensors, tensor::TensorInfo};
 
-use super::host::has_kernels;
+use super::{cpu, host::has_kernels};
 use crate::{Error, Result};
 
 /// Where a weight file's bytes are.
@@ -292,20 +292,7 @@ impl RawNumbers<'_> {
         let bytes = &self.bytes[start * size..][..into.len() * size];
         match self.dtype {
             DType::F16 => {
-                // SAFETY: every two bytes are a half.
-                let (before, halves, after) = unsafe { bytes.align_to::<f16>() };
-                if cfg!(target_endian = "little") && before.is_empty() && after.is_empty() {
-                    return halves.convert_to_f32_slice(into);
-                }
-                // A file's numbers may lie anywhere, so they are moved to where numbers may be before they are widened.
-                let mut halves = [f16::ZERO; 64];
-                for (bytes, into) in bytes.chunks(size * halves.len()).zip(into.chunks_mut(64)) {
-                    let halves = &mut halves[..into.len()];
-                    for (half, bytes) in halves.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                        *half = f16::from_le_bytes(*bytes);
-                    }
-                    halves.convert_to_f32_slice(into);
-                }
+                cpu::widen_halves(bytes.as_chunks().0, into);
             }
             DType::BF16 => {
                 for (value, bytes) in into.iter_mut().zip(bytes.as_chunks::<2>().0) {
@@ -350,6 +337,7 @@ fn map(path: &Path) -> std::io::Result<Mmap> {
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
     use safetensors::tensor::TensorView;
 
     use super::*;

@@ -2,10 +2,13 @@
 
 use std::mem::MaybeUninit;
 
+use half::f16;
 use rayon::prelude::*;
 
 use super::{
     element::Element,
+    isa::{Isa, versions},
+    lanes::{LANES, Lanes},
     shared::{Shared, filled},
 };
 
@@ -27,6 +30,32 @@ pub fn convert<F: Element, T: Element>(from: &[F]) -> Vec<T> {
             }
         });
     })
+}
+
+/// The f16 of a file, which may lie anywhere, in f32.
+pub fn widen_halves(from: &[[u8; 2]], into: &mut [f32]) {
+    assert_eq!(from.len(), into.len(), "there is a place for each");
+    widen(Isa::detected(), from, into);
+}
+
+versions! {
+    fn widen = widen_body(from: &[[u8; 2]], into: &mut [f32])
+}
+
+/// # Safety
+///
+/// The processor has the instructions of `L`.
+#[inline(always)]
+unsafe fn widen_body<L: Lanes>(from: &[[u8; 2]], into: &mut [f32]) {
+    let (from, last) = from.as_chunks::<LANES>();
+    let (into, last_into) = into.as_chunks_mut::<LANES>();
+    for (from, into) in from.iter().zip(into) {
+        // SAFETY: the caller's promise, and both are sixteen numbers.
+        unsafe { L::load_f16(from.as_ptr()).store(into.as_mut_ptr()) };
+    }
+    for (from, into) in last.iter().zip(last_into) {
+        *into = f16::from_le_bytes(*from).to_f32();
+    }
 }
 
 /// Each row of `first` with the same row of `second` after it; their rows are of `widths` numbers.

@@ -36,12 +36,26 @@ pub trait Element: Copy + Default + Send + Sync + std::fmt::Debug + 'static {
     /// `to` is to as many, and the processor has the instructions of `L`.
     unsafe fn store<L: Lanes>(value: L, to: *mut Self);
 
-    /// `2^x` of numbers up to 0, as exactly as this type can tell.
+    /// `2^x` of numbers up to 127, as exactly as this type can tell.
     ///
     /// # Safety
     ///
     /// The processor has the instructions of `L`.
     unsafe fn exp2<L: Lanes>(x: L) -> L;
+
+    /// `e^x`, as exactly as this type can tell.
+    ///
+    /// # Safety
+    ///
+    /// The processor has the instructions of `L`.
+    unsafe fn exp<L: Lanes>(x: L) -> L;
+
+    /// `1 / x` of numbers from 1 on, as exactly as this type can tell.
+    ///
+    /// # Safety
+    ///
+    /// The processor has the instructions of `L`.
+    unsafe fn reciprocal<L: Lanes>(x: L) -> L;
 
     /// Outputs side by side in a panel of packed weights.
     fn panel(isa: Isa) -> usize;
@@ -85,6 +99,18 @@ impl Element for f32 {
     unsafe fn exp2<L: Lanes>(x: L) -> L {
         // SAFETY: the caller's promise.
         unsafe { math::exp2(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn exp<L: Lanes>(x: L) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { math::exp(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn reciprocal<L: Lanes>(x: L) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { L::splat(1.0).div(x) }
     }
 
     fn panel(isa: Isa) -> usize {
@@ -145,6 +171,18 @@ impl Element for bf16 {
     unsafe fn exp2<L: Lanes>(x: L) -> L {
         // SAFETY: the caller's promise.
         unsafe { math::exp2_rough(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn exp<L: Lanes>(x: L) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { math::exp_rough(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn reciprocal<L: Lanes>(x: L) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { x.reciprocal_rough() }
     }
 
     fn panel(_isa: Isa) -> usize {

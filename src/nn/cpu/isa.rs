@@ -13,7 +13,7 @@ pub enum Isa {
     Avx512Bf16,
     /// 512-bit vectors with fused multiply and add.
     Avx512,
-    /// 256-bit vectors with fused multiply and add.
+    /// 256-bit vectors with fused multiply and add, and conversions of f16.
     Avx2,
     /// Whatever every processor of this architecture has.
     Portable,
@@ -36,7 +36,7 @@ impl Isa {
 
 #[cfg(target_arch = "x86_64")]
 fn detect() -> Isa {
-    if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
+    if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")) {
         return Isa::Portable;
     }
     let wide = is_x86_feature_detected!("avx512f")
@@ -78,19 +78,19 @@ macro_rules! versions {
             use $crate::nn::cpu::{isa::PORTABLE_FMA, lanes::Plain};
 
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
             fn avx512_bf16 $(<$number: $bound>)? ($($arg: $type),*) {
                 // SAFETY: this function has the instructions.
                 unsafe { $body::<$($number,)? Avx512Bf16>($($arg),*) };
             }
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
             fn avx512 $(<$number: $bound>)? ($($arg: $type),*) {
                 // SAFETY: this function has the instructions.
                 unsafe { $body::<$($number,)? Avx512>($($arg),*) };
             }
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
+            #[target_feature(enable = "avx2,fma,f16c")]
             fn avx2 $(<$number: $bound>)? ($($arg: $type),*) {
                 // SAFETY: this function has the instructions.
                 unsafe { $body::<$($number,)? Avx2>($($arg),*) };

@@ -22,7 +22,7 @@ mod tile;
 mod winograd;
 
 pub use attention::{AttentionInputs, AttentionSizes, attention};
-pub use copy::{concat_rows, convert};
+pub use copy::{concat_rows, convert, widen_halves};
 pub use doubling::{DoublingWeights, convolve_doubled};
 pub use element::Element;
 pub use isa::Isa;

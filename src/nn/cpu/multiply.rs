@@ -226,16 +226,17 @@ unsafe fn finish<E: Element, L: Lanes, const P: usize, const T: usize>(
                 let mut value = value.add(L::load(bias[column..][..LANES].as_ptr()));
                 if finish.gated {
                     let gate = L::load(gates[slot][part * LANES..][..LANES].as_ptr());
-                    value = value.mul(math::gelu(gate.add(L::load(bias[outputs + column..][..LANES].as_ptr()))));
+                    value =
+                        value.mul(math::gelu::<E, L>(gate.add(L::load(bias[outputs + column..][..LANES].as_ptr()))));
                 }
                 if let Some((added, rows_of_image)) = finish.per_image {
                     value = value.add(read(&added[row / rows_of_image * outputs + column..][..count]));
                 }
                 value = match finish.activation {
                     None => value,
-                    Some(Activation::Silu) => math::silu(value),
-                    Some(Activation::Gelu) => math::gelu(value),
-                    Some(Activation::QuickGelu) => math::quick_gelu(value),
+                    Some(Activation::Silu) => math::silu::<E, L>(value),
+                    Some(Activation::Gelu) => math::gelu::<E, L>(value),
+                    Some(Activation::QuickGelu) => math::quick_gelu::<E, L>(value),
                 };
                 if let Some(residual) = finish.residual {
                     value = value.add(read(&residual[place..][..count]));

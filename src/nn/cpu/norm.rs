@@ -227,7 +227,7 @@ unsafe fn apply_body<E: Element, L: Lanes>(rows: &[E], factors: &Factors, then: 
             unsafe {
                 let x: L = read(&row[places.clone()]);
                 let y = x.mul_add(read(&scale[places.clone()]), read(&shift[places]));
-                let y = if then == Then::Silu { math::silu(y) } else { y };
+                let y = if then == Then::Silu { math::silu::<E, L>(y) } else { y };
                 write(y, into.wrapping_add(column), count);
             }
         }

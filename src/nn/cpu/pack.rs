@@ -6,7 +6,8 @@ use rayon::prelude::*;
 
 use super::{
     element::Element,
-    isa::Isa,
+    isa::{Isa, versions},
+    lanes::{LANES, Lanes, read, write},
     shared::{Shared, filled},
 };
 
@@ -14,6 +15,8 @@ use super::{
 const BLOCK_BYTES: usize = 160 << 10;
 /// Numbers that are read of every output of a panel before the next: they stay in the first-level cache.
 const READ_NUMBERS: usize = 512;
+/// Numbers between what is read of one output and of the next, so that they do not all fall on the same places of the cache.
+const APART: usize = 32;
 /// The most taps of a layer.
 pub const MOST_TAPS: usize = 12;
 
@@ -81,34 +84,30 @@ impl<E: Element> PackedWeights<E> {
         if lanes < panel || !self.inputs.is_multiple_of(E::DEPTH) {
             into.iter_mut().for_each(|place| _ = place.write(E::default()));
         }
+        let isa = Isa::detected();
         let at_once = (READ_NUMBERS / taps).next_multiple_of(E::DEPTH);
         let of_lane = at_once * taps;
+        let stride = of_lane + APART;
         let mut row = vec![0.0_f32; of_lane];
-        let mut rows = vec![E::default(); lanes * of_lane];
+        let mut rows = vec![E::default(); lanes * stride];
         for first in (0..self.inputs).step_by(self.block) {
             let inputs = self.block.min(self.inputs - first);
             let groups = inputs.div_ceil(E::DEPTH);
             let into = &mut into[first * taps * panel..][..groups * E::DEPTH * taps * panel];
             for start in (0..inputs).step_by(at_once) {
                 let count = at_once.min(inputs - start);
-                for (lane, narrow) in rows.chunks_exact_mut(of_lane).enumerate() {
+                for (lane, narrow) in rows.chunks_exact_mut(stride).enumerate() {
                     let output = number * panel + lane;
                     let row = &mut row[..count * taps];
                     read((output * self.inputs + first + start) * taps, row);
-                    narrow.iter_mut().zip(row).for_each(|(narrow, wide)| *narrow = E::narrow(*wide));
+                    narrow_numbers(isa, row, narrow);
                 }
                 for tap in 0..taps {
                     let into = &mut into[(tap * groups + start / E::DEPTH) * panel * E::DEPTH..];
-                    for input in 0..count {
-                        let into = &mut into[input / E::DEPTH * panel * E::DEPTH + input % E::DEPTH..];
-                        let column = &rows[input * taps + tap..];
-                        assert!(into.len() > (lanes - 1) * E::DEPTH && column.len() > (lanes - 1) * of_lane);
-                        for lane in 0..lanes {
-                            // SAFETY: the last lane's places are inside, as was just checked.
-                            unsafe {
-                                into.get_unchecked_mut(lane * E::DEPTH).write(*column.get_unchecked(lane * of_lane))
-                            };
-                        }
+                    for (group, into) in into.chunks_mut(panel * E::DEPTH).take(count.div_ceil(E::DEPTH)).enumerate() {
+                        let column = &rows[group * E::DEPTH * taps + tap..];
+                        let depth = E::DEPTH.min(count - group * E::DEPTH);
+                        interleave(column, (stride, taps), (lanes, depth), into);
                     }
                 }
             }
@@ -138,5 +137,58 @@ impl<E: Element> PackedWeights<E> {
     pub(super) fn panel_data(&self, number: usize) -> &[E] {
         let of_panel = self.data.len() / self.panels();
         &self.data[number * of_panel..][..of_panel]
+    }
+}
+
+/// Writes numbers of `lanes` rows side by side, `depth` of each; rows are `stride` apart, and their numbers `step`.
+fn interleave<E: Element>(
+    from: &[E],
+    (stride, step): (usize, usize),
+    (lanes, depth): (usize, usize),
+    into: &mut [MaybeUninit<E>],
+) {
+    assert!(from.len() > (lanes - 1) * stride + (depth - 1) * step && into.len() >= lanes * E::DEPTH);
+    // SAFETY: the last number of the last row is inside, as was just checked, and so is its place.
+    unsafe {
+        // With a fixed length a copy is one instruction, and a loop none.
+        if depth == E::DEPTH && step == 1 {
+            for lane in 0..lanes {
+                let to = into.as_mut_ptr().add(lane * E::DEPTH).cast();
+                std::ptr::copy_nonoverlapping(from.as_ptr().add(lane * stride), to, E::DEPTH);
+            }
+            return;
+        }
+        if depth == E::DEPTH {
+            for lane in 0..lanes {
+                for part in 0..E::DEPTH {
+                    let number = *from.get_unchecked(lane * stride + part * step);
+                    into.get_unchecked_mut(lane * E::DEPTH + part).write(number);
+                }
+            }
+            return;
+        }
+        for lane in 0..lanes {
+            for part in 0..depth {
+                into.get_unchecked_mut(lane * E::DEPTH + part).write(*from.get_unchecked(lane * stride + part * step));
+            }
+        }
+    }
+}
+
+versions! {
+    fn narrow_numbers<E: Element> = narrow_numbers_body(from: &[f32], into: &mut [E])
+}
+
+/// Rounds numbers to `E`.
+///
+/// # Safety
+///
+/// The processor has the instructions of `L`.
+#[inline(always)]
+unsafe fn narrow_numbers_body<E: Element, L: Lanes>(from: &[f32], into: &mut [E]) {
+    let into = &mut into[..from.len()];
+    for (from, into) in from.chunks(LANES).zip(into.chunks_mut(LANES)) {
+        // SAFETY: the caller's promise; there are as many numbers in both.
+        unsafe { write(read::<f32, L>(from), into.as_mut_ptr(), from.len()) };
     }
 }

@@ -311,7 +311,7 @@ unsafe fn activated<E: Element, L: Lanes, const V: usize>(
         // SAFETY: the caller's promise.
         unsafe {
             let x: L = read(&pixel[part_of(columns, part)]);
-            values[part] = math::silu(x.mul_add(scale[part], shift[part]));
+            values[part] = math::silu::<E, L>(x.mul_add(scale[part], shift[part]));
         }
     }
     values

@@ -93,6 +93,14 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_f16(from: *const [u8; 2]) -> Self {
+        // SAFETY: as above.
+        unsafe {
+            Self(_mm256_cvtph_ps(_mm_loadu_si128(from.cast())), _mm256_cvtph_ps(_mm_loadu_si128(from.add(HALF).cast())))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_bf16(from: *const bf16) -> Self {
         // SAFETY: as above.
         unsafe { Self(Self::widen(from), Self::widen(from.add(HALF))) }
@@ -130,6 +138,12 @@ impl Lanes for Avx2 {
     unsafe fn div(self, other: Self) -> Self {
         // SAFETY: as above.
         unsafe { Self(_mm256_div_ps(self.0, other.0), _mm256_div_ps(self.1, other.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn reciprocal_rough(self) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { _mm256_rcp_ps(self.0) }, unsafe { _mm256_rcp_ps(self.1) })
     }
 
     #[inline(always)]

@@ -29,6 +29,12 @@ macro_rules! avx512 {
             }
 
             #[inline(always)]
+            unsafe fn load_f16(from: *const [u8; 2]) -> Self {
+                // SAFETY: as above.
+                Self(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) })
+            }
+
+            #[inline(always)]
             unsafe fn load_bf16(from: *const bf16) -> Self {
                 // SAFETY: as above.
                 Self(unsafe {
@@ -65,6 +71,12 @@ macro_rules! avx512 {
             unsafe fn div(self, other: Self) -> Self {
                 // SAFETY: as above.
                 Self(unsafe { _mm512_div_ps(self.0, other.0) })
+            }
+
+            #[inline(always)]
+            unsafe fn reciprocal_rough(self) -> Self {
+                // SAFETY: as above.
+                Self(unsafe { _mm512_rcp14_ps(self.0) })
             }
 
             #[inline(always)]

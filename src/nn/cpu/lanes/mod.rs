@@ -15,7 +15,7 @@ pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::{Avx512, Avx512Bf16};
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::{element::Element, isa::multiply_add};
 
@@ -34,6 +34,8 @@ pub trait Lanes: Copy {
     unsafe fn load(from: *const f32) -> Self;
     /// Writes f32.
     unsafe fn store(self, to: *mut f32);
+    /// Reads f16, wherever they lie, lower byte first.
+    unsafe fn load_f16(from: *const [u8; 2]) -> Self;
     /// Reads bf16.
     unsafe fn load_bf16(from: *const bf16) -> Self;
     /// Writes bf16, rounded to nearest, to even where two are as near.
@@ -46,6 +48,8 @@ pub trait Lanes: Copy {
     unsafe fn mul(self, other: Self) -> Self;
     /// `self / other`.
     unsafe fn div(self, other: Self) -> Self;
+    /// `1 / self` within 4e-4 of itself, a tenth of what bf16 rounds, for numbers of 2^-126 to 2^126.
+    unsafe fn reciprocal_rough(self) -> Self;
     /// `self * factor + added`, rounded once where the processor can.
     unsafe fn mul_add(self, factor: Self, added: Self) -> Self;
     /// The larger of each two; `other` where one is no number.
@@ -178,6 +182,13 @@ impl<const FMA: bool> Lanes for Plain<FMA> {
     }
 
     #[inline(always)]
+    unsafe fn load_f16(from: *const [u8; 2]) -> Self {
+        // SAFETY: the caller's promise.
+        let halves = unsafe { from.cast::<[[u8; 2]; LANES]>().read() };
+        Self(halves.map(|half| f16::from_le_bytes(half).to_f32()))
+    }
+
+    #[inline(always)]
     unsafe fn load_bf16(from: *const bf16) -> Self {
         // SAFETY: the caller's promise.
         let narrow = unsafe { from.cast::<[bf16; LANES]>().read_unaligned() };
@@ -209,6 +220,11 @@ impl<const FMA: bool> Lanes for Plain<FMA> {
     #[inline(always)]
     unsafe fn div(self, other: Self) -> Self {
         self.zip(other, |a, b| a / b)
+    }
+
+    #[inline(always)]
+    unsafe fn reciprocal_rough(self) -> Self {
+        Self(self.0.map(|x| 1.0 / x))
     }
 
     #[inline(always)]

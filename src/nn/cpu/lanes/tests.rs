@@ -80,3 +80,57 @@ fn each_lane_is_computed_as_one_number_is() {
         assert_eq!(found, wanted, "{isa:?}");
     }
 }
+
+/// # Safety
+///
+/// The processor has the instructions of `L`.
+unsafe fn reciprocal_body<L: Lanes>(x: &[f32; LANES], found: &mut [f32; LANES]) {
+    // SAFETY: the caller's promise, and each has as many numbers.
+    unsafe { L::load(x.as_ptr()).reciprocal_rough().store(found.as_mut_ptr()) };
+}
+
+versions! {
+    fn reciprocal = reciprocal_body(x: &[f32; LANES], found: &mut [f32; LANES])
+}
+
+#[test]
+fn a_rough_reciprocal_is_near_the_exact_one() {
+    let numbers: Vec<f32> =
+        (0..4000).map(|i| 1.003_f32.powi(i) * 1e-3).chain([1.0, f32::MIN_POSITIVE, 8.5e37]).collect();
+    for isa in Isa::all() {
+        for x in numbers.as_chunks::<LANES>().0 {
+            let mut found = [0.0; LANES];
+            reciprocal(isa, x, &mut found);
+            for (x, found) in x.iter().zip(found) {
+                assert!((f64::from(*x) * f64::from(found) - 1.0).abs() < 4e-4, "{isa:?}: 1 / {x} is {found}");
+            }
+        }
+    }
+}
+
+/// # Safety
+///
+/// The processor has the instructions of `L`.
+unsafe fn half_body<L: Lanes>(halves: &[[u8; 2]; LANES], found: &mut [f32; LANES]) {
+    // SAFETY: the caller's promise, and each has as many numbers.
+    unsafe { L::load_f16(halves.as_ptr()).store(found.as_mut_ptr()) };
+}
+
+versions! {
+    fn half = half_body(halves: &[[u8; 2]; LANES], found: &mut [f32; LANES])
+}
+
+#[test]
+fn every_f16_is_read_as_it_is() {
+    let halves: Vec<[u8; 2]> = (0..=u16::MAX).map(u16::to_le_bytes).collect();
+    for isa in Isa::all() {
+        for halves in halves.as_chunks::<LANES>().0 {
+            let mut found = [0.0; LANES];
+            half(isa, halves, &mut found);
+            for (half, found) in halves.iter().zip(found) {
+                let wanted = f16::from_le_bytes(*half).to_f32();
+                assert!(found.to_bits() == wanted.to_bits() || found.is_nan() && wanted.is_nan(), "{isa:?}: {half:?}");
+            }
+        }
+    }
+}
