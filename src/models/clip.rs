@@ -236,10 +236,9 @@ impl Layer {
     fn forward(&self, x: &Tensor, mask: &Tensor) -> Result<Tensor> {
         let y = self.norm1.forward(x)?;
         let (q, k, v) = (self.query.forward(&y)?, self.key.forward(&y)?, self.value.forward(&y)?);
-        let added = |residual| After { residual: Some(residual), ..After::default() };
-        let x = self.out.forward_then(&attention(&q, &k, &v, self.heads, Some(mask))?, added(x))?;
+        let x = self.out.forward_then(&attention(&q, &k, &v, self.heads, Some(mask))?, After::added_to(x))?;
         let activated = After { activation: Some(self.activation), ..After::default() };
         let y = self.inner.forward_then(&self.norm2.forward(&x)?, activated)?;
-        self.outer.forward_then(&y, added(&x))
+        self.outer.forward_then(&y, After::added_to(&x))
     }
 }

@@ -141,8 +141,8 @@ impl Unet {
             Some(added) => feature_map::repeat(latents, added.dim(0)?)?,
             None => latents.clone(),
         };
-        let x = self.conv_in.forward(&feature_map::from_planes(&latents.to_dtype(self.edge_dtype)?)?)?;
-        let mut x = feature_map::cast(&x, self.dtype)?;
+        // In the edges' type all that blocks add to the map stays unrounded on its way through them.
+        let mut x = self.conv_in.forward(&feature_map::from_planes(&latents.to_dtype(self.edge_dtype)?)?)?;
         let mut skips = vec![x.clone()];
         for block in &self.down {
             for layer in &block.layers {
@@ -150,7 +150,7 @@ impl Unet {
                 skips.push(x.clone());
             }
             if let Some(conv) = &block.resize {
-                x = conv.forward(&x)?;
+                x = conv.forward_then(&x, After::as_type_of(&x))?;
                 skips.push(x.clone());
             }
         }
@@ -168,7 +168,6 @@ impl Unet {
                 x = conv.forward(&x, feature_map::size(next)?)?;
             }
         }
-        let x = feature_map::cast(&x, self.edge_dtype)?;
         let x = self.out.forward(&x)?;
         Ok(feature_map::to_planes(&x)?.to_dtype(DType::F32)?)
     }
@@ -335,13 +334,13 @@ impl Transformer {
 
     fn forward(&self, x: &Tensor, text: &mut slice::Iter<'_, Seen>) -> Result<Tensor> {
         let tokens = feature_map::to_tokens(&self.norm.forward(x)?)?;
-        let mut tokens = self.project_in.forward(&tokens)?;
+        let mut tokens = self.project_in.forward_then(&tokens, After::as_type_of(x))?;
         for layer in &self.layers {
             let text = text.next().expect("what was prepared has one for each attention to the text");
             tokens = layer.forward(&tokens, text)?;
         }
         let residual = feature_map::repeat(&feature_map::to_tokens(x)?, tokens.dim(0)?)?;
-        let tokens = self.project_out.forward_then(&tokens, added(&residual))?;
+        let tokens = self.project_out.forward_then(&tokens, After::added_to(&residual))?;
         feature_map::from_tokens(&tokens, feature_map::size(x)?)
     }
 }
@@ -379,13 +378,8 @@ impl TransformerLayer {
         let x = self.own.forward(&y, &self.own.see(&y)?, x)?;
         let x = self.cross.forward(&self.norm2.forward(&x)?, text, &x)?;
         let gated = self.gated.forward_gated(&self.norm3.forward(&x)?)?;
-        self.out.forward_then(&gated, added(&x))
+        self.out.forward_then(&gated, After::added_to(&x))
     }
-}
-
-/// A product whose result is added to `residual`.
-fn added(residual: &Tensor) -> After<'_> {
-    After { residual: Some(residual), ..After::default() }
 }
 
 /// Attention of pixels to pixels or to text.
@@ -424,7 +418,7 @@ impl Attention {
         let queries = feature_map::repeat(&self.widen(self.query.forward(x)?)?, batch)?;
         let residual = &feature_map::repeat(residual, batch)?;
         let found = attention(&queries, &seen.keys, &seen.values, self.heads, None)?;
-        self.out.forward_then(&found.to_dtype(x.dtype())?, added(residual))
+        self.out.forward_then(&found.to_dtype(x.dtype())?, After::added_to(residual))
     }
 
     /// In f32 where the checkpoint asks for that.

@@ -26,7 +26,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Option<
     count_product(2 * b * n, c, m);
     if is_kernels(q) {
         let sizes = AttentionSizes { batch: b, queries: n, keys: m, heads, width: c / heads };
-        return by_number!(q, N => on_host::<N>(q, k, v, mask, sizes));
+        return by_number!(q.dtype(), N => on_host::<N>(q, k, v, mask, sizes));
     }
     #[cfg(feature = "flash-attn")]
     if q.device().is_cuda() && q.dtype() != DType::F32 && mask.is_none() && c / heads <= 256 && (c / heads) % 8 == 0 {

@@ -4,10 +4,10 @@ use candle_core::{DType, Tensor};
 use half::bf16;
 
 use super::{
-    Conv2d, Weights,
+    After, Conv2d, Weights,
     cpu::{self, DoublingWeights},
     feature_map,
-    host::{Number, tensor_of, with_values},
+    host::{Number, by_number, tensor_of, with_values},
     work::count_product,
 };
 use crate::Result;
@@ -52,7 +52,7 @@ impl Doubling {
         Ok(Self { summed, whole: Some(Conv2d::new(weights, channels, channels, 3)?) })
     }
 
-    /// Feature map to a feature map of `size`, height and width.
+    /// Feature map to a feature map of `size`, height and width, in the same type.
     ///
     /// # Errors
     ///
@@ -62,7 +62,7 @@ impl Doubling {
         match (&self.summed, &self.whole) {
             (Some(Form::F32(weights)), _) if size == (2 * height, 2 * width) => double(x, weights),
             (Some(Form::Bf16(weights)), _) if size == (2 * height, 2 * width) => double(x, weights),
-            (_, Some(whole)) => whole.forward_scaled(x, size),
+            (_, Some(whole)) => whole.forward_scaled(x, size, After::as_type_of(x)),
             _ => {
                 Err(candle_core::Error::Msg(format!("a map of {height}x{width} was to be doubled to {size:?}")).into())
             }
@@ -104,5 +104,8 @@ fn double<N: Number>(x: &Tensor, weights: &DoublingWeights<N>) -> Result<Tensor>
     }
     let shape = vec![images, 2 * height, 2 * width, weights.outputs()];
     count_product(shape[..3].iter().product(), SUMMED_TAPS * channels, weights.outputs());
-    with_values(x, |data: &[N]| tensor_of(cpu::convolve_doubled(data, (height, width), weights), shape))
+    let narrow = feature_map::cast(x, N::DTYPE)?;
+    by_number!(x.dtype(), O => with_values(&narrow, |data: &[N]| {
+        tensor_of::<O>(cpu::convolve_doubled(data, (height, width), weights), shape)
+    }))
 }

@@ -17,7 +17,7 @@ fn channel_axis(map: &Tensor) -> usize {
     if is_kernels(map) { 3 } else { 1 }
 }
 
-/// The same numbers in another type.
+/// The same numbers in another type; a map's or tokens'.
 ///
 /// # Errors
 ///
@@ -70,7 +70,7 @@ pub fn concat_channels(first: &Tensor, second: &Tensor) -> Result<Tensor> {
     if is_kernels(first) && first.dims()[..3] == second.dims()[..3] && first.dtype() == second.dtype() {
         let (b, h, w, c) = first.dims4()?;
         let widths = (c, second.dim(3)?);
-        let joined = by_number!(first, N => with_values::<N, _>(first, |first| {
+        let joined = by_number!(first.dtype(), N => with_values::<N, _>(first, |first| {
             with_values::<N, _>(second, |second| {
                 tensor_of(cpu::concat_rows(first, second, widths), vec![b, h, w, widths.0 + widths.1])
             })

@@ -32,10 +32,10 @@ pub fn on_drawing_threads<T: Send>(device: &Device, pass: impl FnOnce() -> T + S
     if device.is_cpu() { rayon::scope(|_| pass()) } else { pass() }
 }
 
-/// Runs `$run`, in which `$number` is the type of `$tensor`'s numbers: a tensor for which [`is_kernels`] holds.
+/// Runs `$run`, in which `$number` is the type of numbers that `$dtype` names: one that [the kernels have](has_kernels).
 macro_rules! by_number {
-    ($tensor:expr, $number:ident => $run:expr) => {
-        match $tensor.dtype() {
+    ($dtype:expr, $number:ident => $run:expr) => {
+        match $dtype {
             candle_core::DType::BF16 => {
                 type $number = half::bf16;
                 $run

@@ -25,6 +25,28 @@ pub struct After<'a> {
     pub activation: Option<Activation>,
     /// Added last: of the result's shape.
     pub residual: Option<&'a Tensor>,
+    /// Whether the kernels' result, and what is added to it, is in f32 whatever the layer computes in: for sums that go on
+    /// through a network, which rounding each time would add up in.
+    pub wide: bool,
+}
+
+impl<'a> After<'a> {
+    /// Nothing but that the result goes on in the type of `sum`, a sum that is in f32 or in the layer's type.
+    #[must_use]
+    pub fn as_type_of(sum: &Tensor) -> Self {
+        Self { wide: sum.dtype() == DType::F32, ..Self::default() }
+    }
+
+    /// The result is added to `sum`, and is in its type.
+    #[must_use]
+    pub fn added_to(sum: &'a Tensor) -> Self {
+        Self { residual: Some(sum), ..Self::as_type_of(sum) }
+    }
+
+    /// The type of the kernels' result, of a layer that computes in `dtype`.
+    pub(super) fn dtype(&self, dtype: DType) -> DType {
+        if self.wide { DType::F32 } else { dtype }
+    }
 }
 
 /// A layer's weights, in the form that its device wants.
@@ -160,18 +182,22 @@ impl Linear {
     }
 }
 
-/// Rows of tokens by the kernels.
+/// Rows of tokens by the kernels. Those in another type are rounded first.
 fn multiply_rows<N: Number>(packed: &PackedWeights<N>, x: &Tensor, after: After<'_>) -> Result<Tensor> {
     let (rows, shape) = rows_of(x, packed.inputs(), packed.outputs())?;
-    let result =
-        with_values(x, |x| with_finish(after, rows, |finish| Ok(cpu::product(Source::Rows(x), packed, rows, finish))))?;
-    tensor_of(result, shape)
+    let x = feature_map::cast(x, N::DTYPE)?;
+    by_number!(after.dtype(N::DTYPE), O => {
+        let run = |finish: &Finish<'_, O>| {
+            with_values(&x, |x| Ok(cpu::product(Source::Rows(x), packed, rows, finish)))
+        };
+        tensor_of(with_finish(after, rows, run)?, shape)
+    })
 }
 
 /// As [`multiply_rows`], the first half of the outputs times GELU of the second.
 fn multiply_gated<N: Number>(packed: &PackedWeights<N>, x: &Tensor) -> Result<Tensor> {
     let (rows, shape) = rows_of(x, packed.inputs(), packed.outputs() / 2)?;
-    let finish = Finish { gated: true, ..Finish::default() };
+    let finish: Finish<'_, N> = Finish { gated: true, ..Finish::default() };
     tensor_of(with_values(x, |x| Ok(cpu::product(Source::Rows(x), packed, rows, &finish)))?, shape)
 }
 
@@ -287,13 +313,13 @@ impl Conv2d {
         self.convolve(x, feature_map::size(x)?, after)
     }
 
-    /// The convolution of the map at another size, each value taken from the nearest one.
+    /// The convolution of the map at another size, each value taken from the nearest one, and what follows.
     ///
     /// # Errors
     ///
     /// A shape that does not fit.
-    pub(super) fn forward_scaled(&self, x: &Tensor, size: (usize, usize)) -> Result<Tensor> {
-        self.convolve(x, size, After::default())
+    pub(super) fn forward_scaled(&self, x: &Tensor, size: (usize, usize), after: After<'_>) -> Result<Tensor> {
+        self.convolve(x, size, after)
     }
 
     fn convolve(&self, x: &Tensor, scaled: (usize, usize), after: After<'_>) -> Result<Tensor> {
@@ -333,14 +359,16 @@ impl Conv2d {
             return Err(candle_core::Error::Msg(message).into());
         }
         let (kernel, stride, padding) = (self.kernel, self.stride, self.padding);
-        with_values(x, |data: &[N]| {
+        let x = feature_map::cast(x, N::DTYPE)?;
+        with_values(&x, |data: &[N]| {
             let gather =
                 Gather { data, channels, size: (height, width), scaled, kernel, stride, padding: [padding; 2] };
             let (height, width) = gather.output_size();
             let rows = images * height * width;
-            let result =
-                with_finish(after, rows, |finish| Ok(cpu::product(Source::Map(&gather), packed, rows, finish)))?;
-            tensor_of(result, vec![images, height, width, packed.outputs()])
+            by_number!(after.dtype(N::DTYPE), O => {
+                let run = |finish: &Finish<'_, O>| Ok(cpu::product(Source::Map(&gather), packed, rows, finish));
+                tensor_of(with_finish(after, rows, run)?, vec![images, height, width, packed.outputs()])
+            })
         })
     }
 }
@@ -350,13 +378,15 @@ fn pad(planes: &Tensor, (before, after): (usize, usize)) -> Result<Tensor> {
     Ok(planes.pad_with_zeros(2, before, after)?.pad_with_zeros(3, before, after)?)
 }
 
-/// Group normalisation of a feature map (Wu and He 2018), in f32.
+/// Group normalisation of a feature map (Wu and He 2018), in f32. The kernels' results are in the type of the network's
+/// products, whatever comes in.
 #[derive(Debug)]
 pub struct GroupNorm {
     weight: Tensor,
     bias: Tensor,
     groups: usize,
     epsilon: f64,
+    dtype: DType,
 }
 
 impl GroupNorm {
@@ -367,7 +397,8 @@ impl GroupNorm {
     /// A tensor that is missing or of another shape.
     pub fn new(weights: &Weights, channels: usize, groups: usize, epsilon: f64) -> Result<Self> {
         let parameter = |name| -> Result<Tensor> { Ok(weights.tensor(name, &[channels])?.to_dtype(DType::F32)?) };
-        Ok(Self { weight: parameter("weight")?, bias: parameter("bias")?, groups, epsilon })
+        let (weight, bias) = (parameter("weight")?, parameter("bias")?);
+        Ok(Self { weight, bias, groups, epsilon, dtype: weights.dtype() })
     }
 
     /// Feature map to feature map.
@@ -397,9 +428,9 @@ impl GroupNorm {
         if is_kernels(x) {
             let images = x.dim(0)?;
             return self.with_affine(|groups, affine| {
-                by_number!(x, N => with_values::<N, _>(x, |values| {
-                    tensor_of(cpu::group_norm(values, images, groups, affine, then), x.dims().to_vec())
-                }))
+                by_number!(x.dtype(), X => with_values::<X, _>(x, |values| by_number!(self.dtype, N => {
+                    tensor_of::<N>(cpu::group_norm(values, images, groups, affine, then), x.dims().to_vec())
+                })))
             });
         }
         let (b, c, h, w) = x.dims4()?;
@@ -426,12 +457,14 @@ fn with_affine<T>(
     with_values(weight, |weight| with_values(bias, |bias| run(Affine { weight, bias, epsilon })))
 }
 
-/// Layer normalisation of tokens (Ba et al. 2016), in f32.
+/// Layer normalisation of tokens (Ba et al. 2016), in f32. The kernels' results are in the type of the network's products,
+/// whatever comes in.
 #[derive(Debug)]
 pub struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
     epsilon: f32,
+    dtype: DType,
 }
 
 impl LayerNorm {
@@ -442,7 +475,8 @@ impl LayerNorm {
     /// A tensor that is missing or of another shape.
     pub fn new(weights: &Weights, channels: usize, epsilon: f32) -> Result<Self> {
         let parameter = |name| -> Result<Tensor> { Ok(weights.tensor(name, &[channels])?.to_dtype(DType::F32)?) };
-        Ok(Self { weight: parameter("weight")?, bias: parameter("bias")?, epsilon })
+        let (weight, bias) = (parameter("weight")?, parameter("bias")?);
+        Ok(Self { weight, bias, epsilon, dtype: weights.dtype() })
     }
 
     /// `(.., channels)` to the same.
@@ -453,9 +487,9 @@ impl LayerNorm {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if is_kernels(x) {
             return with_affine(&self.weight, &self.bias, f64::from(self.epsilon), |affine| {
-                by_number!(x, N => with_values::<N, _>(x, |values| {
-                    tensor_of(cpu::layer_norm(values, affine), x.dims().to_vec())
-                }))
+                by_number!(x.dtype(), X => with_values::<X, _>(x, |values| by_number!(self.dtype, N => {
+                    tensor_of::<N>(cpu::layer_norm(values, affine), x.dims().to_vec())
+                })))
             });
         }
         let wide = x.to_dtype(DType::F32)?.contiguous()?;

@@ -5,8 +5,8 @@ use half::bf16;
 
 use super::{
     After, Conv2d, GroupNorm, Weights,
-    cpu::{self, WinogradWeights},
-    host::{Number, is_kernels, tensor_of, with_values},
+    cpu::{self, Finish, WinogradWeights},
+    host::{Number, by_number, is_kernels, tensor_of, with_values},
     layers::with_finish,
     work::count_product,
 };
@@ -87,13 +87,14 @@ impl NormalConv {
         }
         let (pixels, outputs) = (images * height * width, weights.outputs());
         count_product(images * height * width.next_multiple_of(2), PRODUCTS * channels, outputs);
-        let result = self.norm.with_affine(|groups, affine| {
-            with_values(x, |x: &[N]| {
-                with_finish(after, pixels, |finish| {
+        let shape = vec![images, height, width, outputs];
+        self.norm.with_affine(|groups, affine| {
+            by_number!(x.dtype(), X => with_values(x, |x: &[X]| by_number!(after.dtype(N::DTYPE), O => {
+                let run = |finish: &Finish<'_, O>| {
                     Ok(cpu::convolve_normal(x, (height, width), (groups, affine), weights, finish))
-                })
-            })
-        })?;
-        tensor_of(result, vec![images, height, width, outputs])
+                };
+                tensor_of(with_finish(after, pixels, run)?, shape)
+            })))
+        })
     }
 }

@@ -49,20 +49,19 @@ impl ResnetBlock {
         })
     }
 
-    /// Feature map to feature map; `time` is `(b, width)`, already activated.
+    /// Feature map to feature map, in the same type; `time` is `(b, width)`, already activated.
     ///
     /// # Errors
     ///
     /// A shape that does not fit.
     pub fn forward(&self, x: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
+        let alone = After::as_type_of(x);
         let time = match (&self.time, time) {
-            (Some(layer), Some(time)) => Some(layer.forward(time)?),
+            (Some(layer), Some(time)) => Some(layer.forward_then(time, alone)?),
             _ => None,
         };
-        let told = After { per_image: time.as_ref(), ..After::default() };
-        let y = self.first.forward_then(x, told)?;
-        let shortcut = self.shortcut.as_ref().map(|shortcut| shortcut.forward(x)).transpose()?;
-        let added = After { residual: Some(shortcut.as_ref().unwrap_or(x)), ..After::default() };
-        self.second.forward_then(&y, added)
+        let y = self.first.forward_then(x, After { per_image: time.as_ref(), ..alone })?;
+        let shortcut = self.shortcut.as_ref().map(|shortcut| shortcut.forward_then(x, alone)).transpose()?;
+        self.second.forward_then(&y, After::added_to(shortcut.as_ref().unwrap_or(x)))
     }
 }

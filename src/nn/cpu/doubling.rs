@@ -80,17 +80,21 @@ fn summed(kernel: &[f32; TAPS], phase: (usize, usize)) -> [f32; SUMMED_TAPS] {
 }
 
 /// The convolution of `data`, maps of `size` (height and width), scaled up to twice that.
-pub fn convolve_doubled<E: Element>(data: &[E], size: (usize, usize), weights: &DoublingWeights<E>) -> Vec<E> {
+pub fn convolve_doubled<E: Element, O: Element>(
+    data: &[E],
+    size: (usize, usize),
+    weights: &DoublingWeights<E>,
+) -> Vec<O> {
     convolve_doubled_with(Isa::detected(), data, size, weights)
 }
 
 /// As [`convolve_doubled`], with the instructions of `isa`.
-pub(super) fn convolve_doubled_with<E: Element>(
+pub(super) fn convolve_doubled_with<E: Element, O: Element>(
     isa: Isa,
     data: &[E],
     size: (usize, usize),
     weights: &DoublingWeights<E>,
-) -> Vec<E> {
+) -> Vec<O> {
     let channels = weights.inputs();
     let gathers = PHASES.map(|(down, right)| {
         let padding = [(1 - down, down), (1 - right, right)];

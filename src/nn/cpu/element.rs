@@ -60,8 +60,8 @@ pub trait Element: Copy + Default + Send + Sync + std::fmt::Debug + 'static {
     /// Outputs side by side in a panel of packed weights.
     fn panel(isa: Isa) -> usize;
 
-    /// The part of a product that one task makes.
-    fn multiply(isa: Isa, task: &Multiplying<'_, Self>);
+    /// The part of a product that one task makes, with results of another type or of this.
+    fn multiply<O: Element>(isa: Isa, task: &Multiplying<'_, Self, O>);
 
     /// The part of an attention that one task makes.
     fn attend(isa: Isa, task: &Attending<'_, Self>);
@@ -120,7 +120,7 @@ impl Element for f32 {
         }
     }
 
-    fn multiply(isa: Isa, task: &Multiplying<'_, Self>) {
+    fn multiply<O: Element>(isa: Isa, task: &Multiplying<'_, Self, O>) {
         multiply::multiply_f32(isa, task);
     }
 
@@ -189,7 +189,7 @@ impl Element for bf16 {
         tile::WIDE_PANEL
     }
 
-    fn multiply(isa: Isa, task: &Multiplying<'_, Self>) {
+    fn multiply<O: Element>(isa: Isa, task: &Multiplying<'_, Self, O>) {
         multiply::multiply_bf16(isa, task);
     }
 

@@ -66,34 +66,34 @@ pub fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
 }
 
 /// Defines `fn $name(isa, args)`, which runs the unsafe `$body::<L>(args)` compiled for `isa`, with its
-/// [`Lanes`](super::lanes::Lanes); of a generic function, the number type comes before `L`. The body may rely on the
+/// [`Lanes`](super::lanes::Lanes); of a generic function, the number types come before `L`. The body may rely on the
 /// processor having the instructions of `L`, and on nothing else that is not checked.
 macro_rules! versions {
-    ($(#[$doc:meta])* $vis:vis fn $name:ident $(<$number:ident: $bound:path>)? =
+    ($(#[$doc:meta])* $vis:vis fn $name:ident $(<$($number:ident: $bound:path),+>)? =
             $body:ident($($arg:ident: $type:ty),* $(,)?)) => {
         $(#[$doc])*
-        $vis fn $name $(<$number: $bound>)? (isa: $crate::nn::cpu::isa::Isa, $($arg: $type),*) {
+        $vis fn $name $(<$($number: $bound),+>)? (isa: $crate::nn::cpu::isa::Isa, $($arg: $type),*) {
             #[cfg(target_arch = "x86_64")]
             use $crate::nn::cpu::{isa::Isa, lanes::{Avx2, Avx512, Avx512Bf16}};
             use $crate::nn::cpu::{isa::PORTABLE_FMA, lanes::Plain};
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-            fn avx512_bf16 $(<$number: $bound>)? ($($arg: $type),*) {
+            fn avx512_bf16 $(<$($number: $bound),+>)? ($($arg: $type),*) {
                 // SAFETY: this function has the instructions.
-                unsafe { $body::<$($number,)? Avx512Bf16>($($arg),*) };
+                unsafe { $body::<$($($number,)+)? Avx512Bf16>($($arg),*) };
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-            fn avx512 $(<$number: $bound>)? ($($arg: $type),*) {
+            fn avx512 $(<$($number: $bound),+>)? ($($arg: $type),*) {
                 // SAFETY: this function has the instructions.
-                unsafe { $body::<$($number,)? Avx512>($($arg),*) };
+                unsafe { $body::<$($($number,)+)? Avx512>($($arg),*) };
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
-            fn avx2 $(<$number: $bound>)? ($($arg: $type),*) {
+            fn avx2 $(<$($number: $bound),+>)? ($($arg: $type),*) {
                 // SAFETY: this function has the instructions.
-                unsafe { $body::<$($number,)? Avx2>($($arg),*) };
+                unsafe { $body::<$($($number,)+)? Avx2>($($arg),*) };
             }
             match isa {
                 #[cfg(target_arch = "x86_64")]
@@ -106,7 +106,7 @@ macro_rules! versions {
                 // SAFETY: as above.
                 Isa::Avx2 => unsafe { avx2($($arg),*) },
                 // SAFETY: these lanes need no instructions.
-                _ => unsafe { $body::<$($number,)? Plain<PORTABLE_FMA>>($($arg),*) },
+                _ => unsafe { $body::<$($($number,)+)? Plain<PORTABLE_FMA>>($($arg),*) },
             }
         }
     };

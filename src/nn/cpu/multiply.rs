@@ -16,22 +16,22 @@ use super::{
 use crate::nn::Activation;
 
 /// One task: some rows of some panels.
-pub struct Multiplying<'a, E> {
+pub struct Multiplying<'a, E, O> {
     pub(super) part: &'a Part<'a, E>,
-    pub(super) finish: &'a Finish<'a, E>,
+    pub(super) finish: &'a Finish<'a, O>,
     /// As many as a vector has.
     pub(super) zeros: &'a [E],
     pub(super) panels: Range<usize>,
     pub(super) rows: Range<usize>,
     /// Of a row of the result.
     pub(super) outputs: usize,
-    pub(super) result: Shared<E>,
+    pub(super) result: Shared<O>,
     /// Whether tiles go by one after another, each with all panels, instead of panels, each with all tiles.
     pub(super) by_tile: bool,
 }
 
 /// A task in f32.
-pub fn multiply_f32(isa: Isa, task: &Multiplying<'_, f32>) {
+pub fn multiply_f32<O: Element>(isa: Isa, task: &Multiplying<'_, f32, O>) {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: these sets are only ever chosen by `Isa::detected`, on processors that have them.
@@ -40,12 +40,12 @@ pub fn multiply_f32(isa: Isa, task: &Multiplying<'_, f32>) {
         // SAFETY: as above.
         Isa::Avx2 => unsafe { x86::f32_avx2(task) },
         // SAFETY: these need no instructions.
-        _ => unsafe { run::<f32, Fused<PORTABLE_FMA>, Plain<PORTABLE_FMA>, PANEL, ROWS>(task) },
+        _ => unsafe { run::<f32, O, Fused<PORTABLE_FMA>, Plain<PORTABLE_FMA>, PANEL, ROWS>(task) },
     }
 }
 
 /// A task in bf16.
-pub fn multiply_bf16(isa: Isa, task: &Multiplying<'_, bf16>) {
+pub fn multiply_bf16<O: Element>(isa: Isa, task: &Multiplying<'_, bf16, O>) {
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: these sets are only ever chosen by `Isa::detected`, on processors that have them.
@@ -57,46 +57,46 @@ pub fn multiply_bf16(isa: Isa, task: &Multiplying<'_, bf16>) {
         // SAFETY: as above.
         Isa::Avx2 => unsafe { x86::bf16_avx2(task) },
         // SAFETY: these need no instructions.
-        _ => unsafe { run::<bf16, Widened<PORTABLE_FMA>, Plain<PORTABLE_FMA>, WIDE_PANEL, ROWS>(task) },
+        _ => unsafe { run::<bf16, O, Widened<PORTABLE_FMA>, Plain<PORTABLE_FMA>, WIDE_PANEL, ROWS>(task) },
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Multiplying, bf16, run};
+    use super::{Element, Multiplying, bf16, run};
     use crate::nn::cpu::{
         lanes::{Avx2, Avx512, Avx512Bf16},
         tile::{Dot, Fused, Fused512, PANEL, ROWS, WIDE_PANEL, WIDE_ROWS, Widened, Widened512},
     };
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-    pub fn f32_avx512(task: &Multiplying<'_, f32>) {
+    pub fn f32_avx512<O: Element>(task: &Multiplying<'_, f32, O>) {
         // SAFETY: this function has the instructions, and so have the others.
-        unsafe { run::<f32, Fused512<2>, Avx512, WIDE_PANEL, WIDE_ROWS>(task) };
+        unsafe { run::<f32, O, Fused512<2>, Avx512, WIDE_PANEL, WIDE_ROWS>(task) };
     }
 
     #[target_feature(enable = "avx2,fma")]
-    pub fn f32_avx2(task: &Multiplying<'_, f32>) {
+    pub fn f32_avx2<O: Element>(task: &Multiplying<'_, f32, O>) {
         // SAFETY: as above.
-        unsafe { run::<f32, Fused<true>, Avx2, PANEL, ROWS>(task) };
+        unsafe { run::<f32, O, Fused<true>, Avx2, PANEL, ROWS>(task) };
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-    pub fn bf16_dot(task: &Multiplying<'_, bf16>) {
+    pub fn bf16_dot<O: Element>(task: &Multiplying<'_, bf16, O>) {
         // SAFETY: as above.
-        unsafe { run::<bf16, Dot<2>, Avx512Bf16, WIDE_PANEL, WIDE_ROWS>(task) };
+        unsafe { run::<bf16, O, Dot<2>, Avx512Bf16, WIDE_PANEL, WIDE_ROWS>(task) };
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-    pub fn bf16_avx512(task: &Multiplying<'_, bf16>) {
+    pub fn bf16_avx512<O: Element>(task: &Multiplying<'_, bf16, O>) {
         // SAFETY: as above.
-        unsafe { run::<bf16, Widened512<2>, Avx512, WIDE_PANEL, WIDE_ROWS>(task) };
+        unsafe { run::<bf16, O, Widened512<2>, Avx512, WIDE_PANEL, WIDE_ROWS>(task) };
     }
 
     #[target_feature(enable = "avx2,fma")]
-    pub fn bf16_avx2(task: &Multiplying<'_, bf16>) {
+    pub fn bf16_avx2<O: Element>(task: &Multiplying<'_, bf16, O>) {
         // SAFETY: as above.
-        unsafe { run::<bf16, Widened<true>, Avx2, WIDE_PANEL, ROWS>(task) };
+        unsafe { run::<bf16, O, Widened<true>, Avx2, WIDE_PANEL, ROWS>(task) };
     }
 }
 
@@ -104,7 +104,9 @@ mod x86 {
 ///
 /// The processor has the instructions of `M` and `L`.
 #[inline(always)]
-unsafe fn run<E: Element, M: Multiply<E, P, T>, L: Lanes, const P: usize, const T: usize>(task: &Multiplying<'_, E>) {
+unsafe fn run<E: Element, O: Element, M: Multiply<E, P, T>, L: Lanes, const P: usize, const T: usize>(
+    task: &Multiplying<'_, E, O>,
+) {
     let weights = task.part.weights;
     let taps = weights.taps;
     let (_, points) = task.part.source.results_and_points();
@@ -163,9 +165,9 @@ unsafe fn run<E: Element, M: Multiply<E, P, T>, L: Lanes, const P: usize, const 
         unsafe {
             if let [first, second, third, fourth] = sums {
                 join::<L, P, T>(first, second, third, fourth);
-                finish::<E, L, P, T>(task, second, &gates, panel, rows.clone(), 1);
+                finish::<E, O, L, P, T>(task, second, &gates, panel, rows.clone(), 1);
             }
-            finish::<E, L, P, T>(task, &sums[0], &gates, panel, rows, 0);
+            finish::<E, O, L, P, T>(task, &sums[0], &gates, panel, rows, 0);
         }
     }
 }
@@ -201,8 +203,8 @@ unsafe fn join<L: Lanes, const P: usize, const T: usize>(
 ///
 /// The processor has the instructions of `L`.
 #[inline(always)]
-unsafe fn finish<E: Element, L: Lanes, const P: usize, const T: usize>(
-    task: &Multiplying<'_, E>,
+unsafe fn finish<E: Element, O: Element, L: Lanes, const P: usize, const T: usize>(
+    task: &Multiplying<'_, E, O>,
     sums: &[[f32; P]; T],
     gates: &[[f32; P]; T],
     panel: usize,

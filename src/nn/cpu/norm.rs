@@ -33,15 +33,21 @@ pub enum Then {
     Silu,
 }
 
-/// Normalises maps `[image][pixel][channel]` over each image's groups of channels.
-pub fn group_norm<E: Element>(x: &[E], images: usize, groups: usize, affine: Affine<'_>, then: Then) -> Vec<E> {
+/// Normalises maps `[image][pixel][channel]` over each image's groups of channels, into another type or the same.
+pub fn group_norm<X: Element, E: Element>(
+    x: &[X],
+    images: usize,
+    groups: usize,
+    affine: Affine<'_>,
+    then: Then,
+) -> Vec<E> {
     group_norm_with(Isa::detected(), x, images, groups, affine, then)
 }
 
 /// As [`group_norm`], with the instructions of `isa`.
-pub(super) fn group_norm_with<E: Element>(
+pub(super) fn group_norm_with<X: Element, E: Element>(
     isa: Isa,
-    x: &[E],
+    x: &[X],
     images: usize,
     groups: usize,
     affine: Affine<'_>,
@@ -208,14 +214,14 @@ fn factors(parts: &[Sums], origin: &[f32], pixels: usize, groups: usize, affine:
 }
 
 versions! {
-    fn apply<E: Element> = apply_body(rows: &[E], factors: &Factors, then: Then, part: Part<E>)
+    fn apply<X: Element, E: Element> = apply_body(rows: &[X], factors: &Factors, then: Then, part: Part<E>)
 }
 
 /// # Safety
 ///
 /// The processor has the instructions of `L`, and the rows are the task's, inside the result.
 #[inline(always)]
-unsafe fn apply_body<E: Element, L: Lanes>(rows: &[E], factors: &Factors, then: Then, part: Part<E>) {
+unsafe fn apply_body<X: Element, E: Element, L: Lanes>(rows: &[X], factors: &Factors, then: Then, part: Part<E>) {
     let Factors { scale, shift } = factors;
     let channels = scale.len();
     for (number, row) in rows.chunks_exact(channels).enumerate() {
@@ -234,13 +240,13 @@ unsafe fn apply_body<E: Element, L: Lanes>(rows: &[E], factors: &Factors, then: 
     }
 }
 
-/// Normalises each row of `[row][channel]`.
-pub fn layer_norm<E: Element>(x: &[E], affine: Affine<'_>) -> Vec<E> {
+/// Normalises each row of `[row][channel]`, into another type or the same.
+pub fn layer_norm<X: Element, E: Element>(x: &[X], affine: Affine<'_>) -> Vec<E> {
     layer_norm_with(Isa::detected(), x, affine)
 }
 
 /// As [`layer_norm`], with the instructions of `isa`.
-pub(super) fn layer_norm_with<E: Element>(isa: Isa, x: &[E], affine: Affine<'_>) -> Vec<E> {
+pub(super) fn layer_norm_with<X: Element, E: Element>(isa: Isa, x: &[X], affine: Affine<'_>) -> Vec<E> {
     let channels = affine.weight.len();
     assert!(x.len().is_multiple_of(channels) && affine.bias.len() == channels, "rows are whole");
     filled(x.len(), |result| {
@@ -251,7 +257,7 @@ pub(super) fn layer_norm_with<E: Element>(isa: Isa, x: &[E], affine: Affine<'_>)
 }
 
 versions! {
-    fn normalise_rows<E: Element> = normalise_rows_body(rows: &[E], affine: Affine<'_>, part: Part<E>)
+    fn normalise_rows<X: Element, E: Element> = normalise_rows_body(rows: &[X], affine: Affine<'_>, part: Part<E>)
 }
 
 /// # Safety
@@ -259,15 +265,15 @@ versions! {
 /// The processor has the instructions of `L`, and the rows are the task's, inside the result.
 #[inline(always)]
 #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "f32 is what sums are in")]
-unsafe fn normalise_rows_body<E: Element, L: Lanes>(rows: &[E], affine: Affine<'_>, part: Part<E>) {
+unsafe fn normalise_rows_body<X: Element, E: Element, L: Lanes>(rows: &[X], affine: Affine<'_>, part: Part<E>) {
     let channels = affine.weight.len();
     let share = 1.0 / channels as f32;
     for (number, row) in rows.chunks_exact(channels).enumerate() {
         let into = part.result.at(part.first + number * channels);
         // SAFETY: the caller's promise; there are `count` numbers from each column on.
         unsafe {
-            let mean = sum::<E, L>(row, 0.0, false) * share;
-            let variance = sum::<E, L>(row, mean, true) * share;
+            let mean = sum::<X, L>(row, 0.0, false) * share;
+            let variance = sum::<X, L>(row, mean, true) * share;
             let factor = L::splat(1.0 / (variance + affine.epsilon as f32).sqrt());
             let mean = L::splat(mean);
             for column in (0..channels).step_by(LANES) {

@@ -109,23 +109,23 @@ impl<E: Element> Gather<'_, E> {
     }
 }
 
-/// What happens to a row after its product and bias.
+/// What happens to a row after its product and bias, before it becomes numbers of type `O`.
 #[derive(Debug, Clone, Copy)]
-pub struct Finish<'a, E> {
+pub struct Finish<'a, O> {
     /// Added to every row of an image: `[image][output]`, and the rows of an image.
-    pub per_image: Option<(&'a [E], usize)>,
+    pub per_image: Option<(&'a [O], usize)>,
     /// Applied then.
     pub activation: Option<Activation>,
     /// Added last: as large as the result.
-    pub residual: Option<&'a [E]>,
+    pub residual: Option<&'a [O]>,
     /// Instead of the above, the first half of the outputs times GELU of the second half (Shazeer 2020). There may be no
     /// more inputs than make one block.
     pub gated: bool,
 }
 
-impl<E: Element> Finish<'_, E> {
+impl<O: Element> Finish<'_, O> {
     /// Numbers in a row of the result.
-    fn outputs(&self, weights: &PackedWeights<E>) -> usize {
+    fn outputs<E: Element>(&self, weights: &PackedWeights<E>) -> usize {
         if self.gated { weights.outputs / 2 } else { weights.outputs }
     }
 
@@ -146,23 +146,23 @@ impl<E> Default for Finish<'_, E> {
 }
 
 /// `rows` rows of products, `[row][output]`.
-pub fn product<E: Element>(
+pub fn product<E: Element, O: Element>(
     source: Source<'_, E>,
     weights: &PackedWeights<E>,
     rows: usize,
-    finish: &Finish<'_, E>,
-) -> Vec<E> {
+    finish: &Finish<'_, O>,
+) -> Vec<O> {
     product_with(Isa::detected(), source, weights, rows, finish)
 }
 
 /// As [`product`], with the instructions of `isa`, whose panels the weights must have.
-pub(super) fn product_with<E: Element>(
+pub(super) fn product_with<E: Element, O: Element>(
     isa: Isa,
     source: Source<'_, E>,
     weights: &PackedWeights<E>,
     rows: usize,
-    finish: &Finish<'_, E>,
-) -> Vec<E> {
+    finish: &Finish<'_, O>,
+) -> Vec<O> {
     multiply_parts(isa, &[Part { source, weights, spread: Spread::InOrder }], rows, finish)
 }
 
@@ -220,12 +220,12 @@ impl Spread {
 }
 
 /// The result of several products of `rows` rows each, of weights of one size, that are spread over it.
-pub(super) fn multiply_parts<E: Element>(
+pub(super) fn multiply_parts<E: Element, O: Element>(
     isa: Isa,
     parts: &[Part<'_, E>],
     rows: usize,
-    finish: &Finish<'_, E>,
-) -> Vec<E> {
+    finish: &Finish<'_, O>,
+) -> Vec<O> {
     let results = parts[0].spread.results(parts.len(), rows);
     let outputs = finish.outputs(parts[0].weights);
     finish.check(results, outputs);
@@ -233,12 +233,12 @@ pub(super) fn multiply_parts<E: Element>(
 }
 
 /// Writes what rows `range` of several products make, of weights of one size, into the result that they are spread over.
-pub(super) fn multiply_rows<E: Element>(
+pub(super) fn multiply_rows<E: Element, O: Element>(
     isa: Isa,
     parts: &[Part<'_, E>],
     range: Range<usize>,
-    finish: &Finish<'_, E>,
-    result: Shared<E>,
+    finish: &Finish<'_, O>,
+    result: Shared<O>,
 ) {
     let weights = parts[0].weights;
     let outputs = finish.outputs(weights);

@@ -39,25 +39,29 @@ fn wide<E: Element>(x: E) -> f64 {
 }
 
 fn check<E: Element + Tolerance>(what: &str, found: &[E], wanted: &[f64]) {
+    check_within(E::TOLERANCE, what, found, wanted);
+}
+
+fn check_within<E: Element>(tolerance: f64, what: &str, found: &[E], wanted: &[f64]) {
     assert_eq!(found.len(), wanted.len(), "{what}");
     let largest = wanted.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
     for (index, (found, wanted)) in found.iter().zip(wanted).enumerate() {
         let error = (wide(*found) - wanted).abs() / largest;
-        assert!(error <= E::TOLERANCE, "{what}: number {index} is {found:?}, not {wanted}: {error:e}");
+        assert!(error <= tolerance, "{what}: number {index} is {found:?}, not {wanted}: {error:e}");
     }
 }
 
 /// As [`check`], of a kernel that rounds between its steps, too: the error of all numbers together, relative to all of them
 /// together, and twice as much for a single one.
-fn check_together<E: Element + Tolerance>(what: &str, found: &[E], wanted: &[f64]) {
+fn check_together<O: Element>(tolerance: f64, what: &str, found: &[O], wanted: &[f64]) {
     assert_eq!(found.len(), wanted.len(), "{what}");
     let length = |numbers: &mut dyn Iterator<Item = f64>| numbers.map(|x| x * x).sum::<f64>().sqrt();
     let errors: Vec<f64> = found.iter().zip(wanted).map(|(found, wanted)| wide(*found) - wanted).collect();
     let error = length(&mut errors.iter().copied()) / length(&mut wanted.iter().copied());
-    assert!(error <= E::TOLERANCE, "{what}: {error:e}");
+    assert!(error <= tolerance, "{what}: {error:e}");
     let largest = wanted.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
     let worst = errors.iter().fold(0.0_f64, |most, x| most.max(x.abs())) / largest;
-    assert!(worst <= 2.0 * E::TOLERANCE, "{what}: a number with an error of {worst:e}");
+    assert!(worst <= 2.0 * tolerance, "{what}: a number with an error of {worst:e}");
 }
 
 fn activated(activation: Option<Activation>, x: f64) -> f64 {
@@ -83,17 +87,17 @@ fn normal(x: f64) -> f64 {
     0.5 + sum * (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt()
 }
 
-/// A layer with random weights, and what it follows its product with.
-struct Layer<E> {
+/// A layer with random weights, and what it follows its product with, of type `O` as its results.
+struct Layer<E, O> {
     sizes: LayerSizes,
     weights: Vec<E>,
     bias: Vec<f32>,
     activation: Option<Activation>,
-    per_image: Option<(Vec<E>, usize)>,
-    residual: Option<Vec<E>>,
+    per_image: Option<(Vec<O>, usize)>,
+    residual: Option<Vec<O>>,
 }
 
-impl<E: Element + Tolerance> Layer<E> {
+impl<E: Element + Tolerance, O: Element + Tolerance> Layer<E, O> {
     fn random(random: &mut SmallRng, sizes: LayerSizes, rows: usize, rows_of_image: usize) -> Self {
         let kinds = [None, Some(Activation::Silu), Some(Activation::Gelu), Some(Activation::QuickGelu)];
         let activation = kinds[random.random_range(0..kinds.len())];
@@ -111,7 +115,12 @@ impl<E: Element + Tolerance> Layer<E> {
         })
     }
 
-    fn finish(&self) -> Finish<'_, E> {
+    /// What results may differ by: activations are as exact as the layer's type, and sums as exact as the results'.
+    fn tolerance(&self) -> f64 {
+        if self.activation.is_some() { E::TOLERANCE } else { O::TOLERANCE }
+    }
+
+    fn finish(&self) -> Finish<'_, O> {
         Finish {
             per_image: self.per_image.as_ref().map(|(added, rows)| (added.as_slice(), *rows)),
             activation: self.activation,
@@ -145,37 +154,43 @@ impl<E: Element + Tolerance> Layer<E> {
     }
 }
 
-fn check_linear<E: Element + Tolerance>(isa: Isa, random: &mut SmallRng, rows: usize, sizes: LayerSizes) {
+fn check_linear<E: Element + Tolerance, O: Element + Tolerance>(
+    isa: Isa,
+    random: &mut SmallRng,
+    rows: usize,
+    sizes: LayerSizes,
+) {
     let x: Vec<E> = numbers(random, rows * sizes.inputs);
-    let layer = Layer::<E>::random(random, sizes, rows, rows);
+    let layer = Layer::<E, O>::random(random, sizes, rows, rows);
     let sums = layer.sums(rows, |row, _, input| wide(x[row * sizes.inputs + input]));
     let found = product_with(isa, Source::Rows(&x), &layer.packed(isa), rows, &layer.finish());
-    check(&format!("{isa:?}, {rows} rows, {sizes:?}"), &found, &layer.wanted(&sums));
+    check_within(layer.tolerance(), &format!("{isa:?}, {rows} rows, {sizes:?}"), &found, &layer.wanted(&sums));
 }
 
-fn linear_layers<E: Element + Tolerance>() {
+fn linear_layers<E: Element + Tolerance, O: Element + Tolerance>() {
     let mut random = SmallRng::seed_from_u64(1);
     for isa in Isa::all() {
         for _ in 0..12 {
             let rows = random.random_range(1..260);
             let sizes =
                 LayerSizes { outputs: random.random_range(1..150), inputs: random.random_range(1..200), taps: 1 };
-            check_linear::<E>(isa, &mut random, rows, sizes);
+            check_linear::<E, O>(isa, &mut random, rows, sizes);
         }
     }
 }
 
 #[test]
 fn linear_layers_are_those_of_f64() {
-    linear_layers::<f32>();
-    linear_layers::<bf16>();
+    linear_layers::<f32, f32>();
+    linear_layers::<bf16, bf16>();
+    linear_layers::<bf16, f32>();
 }
 
 fn long_sums<E: Element + Tolerance>() {
     let mut random = SmallRng::seed_from_u64(2);
     for isa in Isa::all() {
         // More inputs than a block, and an odd count of them.
-        check_linear::<E>(isa, &mut random, 7, LayerSizes { outputs: 33, inputs: 5431, taps: 1 });
+        check_linear::<E, E>(isa, &mut random, 7, LayerSizes { outputs: 33, inputs: 5431, taps: 1 });
     }
 }
 
@@ -191,7 +206,7 @@ fn gated_layers<E: Element + Tolerance>() {
         for (rows, inputs, outputs) in [(1, 20, 64), (50, 33, 128), (200, 64, 192)] {
             let sizes = LayerSizes { outputs, inputs, taps: 1 };
             let x: Vec<E> = numbers(&mut random, rows * inputs);
-            let layer = Layer::<E>::random(&mut random, sizes, rows, rows);
+            let layer = Layer::<E, E>::random(&mut random, sizes, rows, rows);
             let packed = layer.packed(isa);
             assert!(packed.can_gate());
             let sums = layer.sums(rows, |row, _, input| wide(x[row * inputs + input]));
@@ -201,7 +216,7 @@ fn gated_layers<E: Element + Tolerance>() {
                 sums[row * outputs + output] * activated(Some(Activation::Gelu), sums[row * outputs + half + output])
             };
             let wanted: Vec<f64> = (0..rows * half).map(gate).collect();
-            let finish = Finish { gated: true, ..Finish::default() };
+            let finish: Finish<'_, E> = Finish { gated: true, ..Finish::default() };
             check(
                 &format!("{isa:?}, {sizes:?}"),
                 &product_with(isa, Source::Rows(&x), &packed, rows, &finish),
@@ -241,7 +256,7 @@ fn convolutions<E: Element + Tolerance>() {
             let (height, width) = gather.output_size();
             let rows = images * height * width;
             let sizes = LayerSizes { outputs: random.random_range(1..70), inputs: channels, taps: kernel * kernel };
-            let layer = Layer::<E>::random(&mut random, sizes, rows, height * width);
+            let layer = Layer::<E, E>::random(&mut random, sizes, rows, height * width);
             let sums = layer.sums(rows, |row, tap, channel| {
                 let (image, pixel) = (row / (height * width), row % (height * width));
                 let place = |at: usize, tap: usize, padding: (usize, usize), from: usize, to: usize| {
@@ -300,7 +315,7 @@ fn doublings<E: Element + Tolerance>() {
                     }
                 }
             }
-            let found = convolve_doubled_with(isa, &data, size, &packed);
+            let found: Vec<E> = convolve_doubled_with(isa, &data, size, &packed);
             check(&format!("{isa:?}, {images} of {size:?}, {inputs} to {outputs}"), &found, &wanted);
         }
     }
@@ -312,7 +327,8 @@ fn doubling_convolutions_are_those_of_f64() {
     doublings::<bf16>();
 }
 
-fn normal_convolutions<E: Element + Tolerance>(least: (usize, usize, usize)) {
+/// Of maps of type `X`, in which the results are, too, by a layer of type `E`.
+fn normal_convolutions<X: Element + Tolerance, E: Element + Tolerance>(least: (usize, usize, usize)) {
     let mut random = SmallRng::seed_from_u64(9);
     for isa in Isa::all() {
         for round in 0..12 {
@@ -322,14 +338,14 @@ fn normal_convolutions<E: Element + Tolerance>(least: (usize, usize, usize)) {
             let (groups, of_group) =
                 if round == 0 { (5, 51) } else { (random.random_range(1..5), random.random_range(least.0..20)) };
             let sizes = LayerSizes { outputs: random.random_range(least.1..70), inputs: groups * of_group, taps: 9 };
-            let x: Vec<E> = numbers(&mut random, images * height * width * sizes.inputs);
+            let x: Vec<X> = numbers(&mut random, images * height * width * sizes.inputs);
             let (weight, bias) = (numbers::<f32>(&mut random, sizes.inputs), numbers::<f32>(&mut random, sizes.inputs));
             let affine = Affine { weight: &weight, bias: &bias, epsilon: 1e-5 };
             let normal: Vec<f64> = normal_groups(&x, images, groups, affine)
                 .into_iter()
                 .map(|x| activated(Some(Activation::Silu), x))
                 .collect();
-            let layer = Layer::<E>::random(&mut random, sizes, images * height * width, height * width);
+            let layer = Layer::<E, X>::random(&mut random, sizes, images * height * width, height * width);
             // None follows these convolutions.
             let layer = Layer { activation: None, ..layer };
             let sums = layer.sums(images * height * width, |row, tap, channel| {
@@ -343,16 +359,18 @@ fn normal_convolutions<E: Element + Tolerance>(least: (usize, usize, usize)) {
                     into.iter_mut().zip(&layer.weights[start..]).for_each(|(into, weight)| *into = weight.widen());
                 });
             let found = convolve_normal_with(isa, &x, (height, width), (groups, affine), &packed, &layer.finish());
-            check_together(&format!("{isa:?}, {images} of {height}x{width}, {sizes:?}"), &found, &layer.wanted(&sums));
+            let what = format!("{isa:?}, {images} of {height}x{width}, {sizes:?}");
+            check_together(E::TOLERANCE, &what, &found, &layer.wanted(&sums));
         }
     }
 }
 
 #[test]
 fn convolutions_behind_a_norm_are_those_of_f64() {
-    normal_convolutions::<f32>((1, 1, 1));
+    normal_convolutions::<f32, f32>((1, 1, 1));
     // Of few numbers that are rounded in between, a sum may be small by chance.
-    normal_convolutions::<bf16>((12, 16, 4));
+    normal_convolutions::<bf16, bf16>((12, 16, 4));
+    normal_convolutions::<f32, bf16>((12, 16, 4));
 }
 
 fn attentions<E: Element + Tolerance>() {
@@ -443,13 +461,13 @@ fn affine_of(affine: Affine<'_>, channel: usize, x: f64) -> f64 {
     x * f64::from(affine.weight[channel]) + f64::from(affine.bias[channel])
 }
 
-fn norms<E: Element + Tolerance>() {
+fn norms<X: Element, E: Element + Tolerance>() {
     let mut random = SmallRng::seed_from_u64(6);
     for _ in 0..15 {
         let (images, pixels) = (random.random_range(1..3), random.random_range(1..300));
         let (groups, width) = (random.random_range(1..9), random.random_range(1..40));
         let channels = groups * width;
-        let x: Vec<E> = numbers(&mut random, images * pixels * channels);
+        let x: Vec<X> = numbers(&mut random, images * pixels * channels);
         let (weight, bias) = (numbers::<f32>(&mut random, channels), numbers::<f32>(&mut random, channels));
         let affine = Affine { weight: &weight, bias: &bias, epsilon: 1e-5 };
         let wanted = normal_groups(&x, images, groups, affine);
@@ -462,17 +480,18 @@ fn norms<E: Element + Tolerance>() {
         let rows: Vec<f64> = rows.collect();
         for isa in Isa::all() {
             let what = format!("{isa:?}, {images} of {pixels}, {groups} groups of {width}");
-            check(&what, &group_norm_with(isa, &x, images, groups, affine, Then::Nothing), &wanted);
-            check(&what, &group_norm_with(isa, &x, images, groups, affine, Then::Silu), &silu);
-            check(&what, &layer_norm_with(isa, &x, affine), &rows);
+            check::<E>(&what, &group_norm_with(isa, &x, images, groups, affine, Then::Nothing), &wanted);
+            check::<E>(&what, &group_norm_with(isa, &x, images, groups, affine, Then::Silu), &silu);
+            check::<E>(&what, &layer_norm_with(isa, &x, affine), &rows);
         }
     }
 }
 
 #[test]
 fn norms_are_those_of_f64() {
-    norms::<f32>();
-    norms::<bf16>();
+    norms::<f32, f32>();
+    norms::<bf16, bf16>();
+    norms::<f32, bf16>();
 }
 
 #[test]

@@ -144,25 +144,25 @@ fn around(rows: &Range<usize>, all: usize) -> Range<usize> {
 
 /// Maps `[image][pixel][channel]` of `size` (height and width), normalised over each image's groups of channels, with SiLU
 /// behind that, and convolved with zeros around them.
-pub fn convolve_normal<E: Element>(
-    x: &[E],
+pub fn convolve_normal<X: Element, E: Element, O: Element>(
+    x: &[X],
     size: (usize, usize),
     (groups, affine): (usize, Affine<'_>),
     weights: &WinogradWeights<E>,
-    finish: &Finish<'_, E>,
-) -> Vec<E> {
+    finish: &Finish<'_, O>,
+) -> Vec<O> {
     convolve_normal_with(Isa::detected(), x, size, (groups, affine), weights, finish)
 }
 
 /// As [`convolve_normal`], with the instructions of `isa`.
-pub(super) fn convolve_normal_with<E: Element>(
+pub(super) fn convolve_normal_with<X: Element, E: Element, O: Element>(
     isa: Isa,
-    x: &[E],
+    x: &[X],
     (height, width): (usize, usize),
     (groups, affine): (usize, Affine<'_>),
     weights: &WinogradWeights<E>,
-    finish: &Finish<'_, E>,
-) -> Vec<E> {
+    finish: &Finish<'_, O>,
+) -> Vec<O> {
     let channels = weights.inputs();
     let images = x.len() / (height * width * channels);
     assert!(x.len() == images * height * width * channels, "maps are whole");
@@ -177,7 +177,7 @@ pub(super) fn convolve_normal_with<E: Element>(
         while first < rows {
             let band = first..(first + of_band).min(rows);
             let there = around(&band, rows);
-            let data = transform(isa, x, there.clone(), (height, width), &factors);
+            let data: Vec<E> = transform(isa, x, there.clone(), (height, width), &factors);
             let source = Pairs { data: &data, rows: there, heights: (rows, height), width: pairs, channels };
             let part = Part { source: Source::Pairs(&source), weights: &weights.0, spread };
             multiply_rows(isa, &[part], band.start * pairs..band.end * pairs, finish, result);
@@ -187,9 +187,9 @@ pub(super) fn convolve_normal_with<E: Element>(
 }
 
 /// Some rows of maps, counted through all maps, normalised by each image's factors and activated, and transformed.
-fn transform<E: Element>(
+fn transform<X: Element, E: Element>(
     isa: Isa,
-    x: &[E],
+    x: &[X],
     rows: Range<usize>,
     (height, width): (usize, usize),
     factors: &[Factors],
@@ -210,8 +210,8 @@ fn transform<E: Element>(
 }
 
 versions! {
-    fn transform_row<E: Element> =
-        transform_row_body(pixels: &[E], factors: &Factors, result: Shared<E>, first: usize)
+    fn transform_row<X: Element, E: Element> =
+        transform_row_body(pixels: &[X], factors: &Factors, result: Shared<E>, first: usize)
 }
 
 /// Vectors of channels that are transformed together: a line of the cache of bf16.
@@ -223,17 +223,22 @@ const VECTORS: usize = 2;
 ///
 /// The processor has the instructions of `L`, and this task alone has the row's place, inside the result.
 #[inline(always)]
-unsafe fn transform_row_body<E: Element, L: Lanes>(pixels: &[E], factors: &Factors, result: Shared<E>, first: usize) {
+unsafe fn transform_row_body<X: Element, E: Element, L: Lanes>(
+    pixels: &[X],
+    factors: &Factors,
+    result: Shared<E>,
+    first: usize,
+) {
     let channels = factors.scale.len();
     let whole = channels / (VECTORS * LANES) * VECTORS * LANES;
     // SAFETY: the caller's promise; the columns are channels.
     unsafe {
         for column in (0..whole).step_by(VECTORS * LANES) {
-            transform_columns::<E, L, VECTORS>(pixels, factors, column..column + VECTORS * LANES, result.at(first));
+            transform_columns::<X, E, L, VECTORS>(pixels, factors, column..column + VECTORS * LANES, result.at(first));
         }
         for column in (whole..channels).step_by(LANES) {
             let columns = column..(column + LANES).min(channels);
-            transform_columns::<E, L, 1>(pixels, factors, columns, result.at(first));
+            transform_columns::<X, E, L, 1>(pixels, factors, columns, result.at(first));
         }
     }
 }
@@ -244,8 +249,8 @@ unsafe fn transform_row_body<E: Element, L: Lanes>(pixels: &[E], factors: &Facto
 ///
 /// As of [`transform_row_body`]; the columns are channels.
 #[inline(always)]
-unsafe fn transform_columns<E: Element, L: Lanes, const V: usize>(
-    pixels: &[E],
+unsafe fn transform_columns<X: Element, E: Element, L: Lanes, const V: usize>(
+    pixels: &[X],
     factors: &Factors,
     columns: Range<usize>,
     into: *mut E,
@@ -262,16 +267,16 @@ unsafe fn transform_columns<E: Element, L: Lanes, const V: usize>(
             shift[part] = read(&factors.shift[places]);
         }
         let mut before = zero;
-        let mut current = activated::<E, L, V>(&pixels[..channels], &columns, &scale, &shift);
+        let mut current = activated::<X, E, L, V>(&pixels[..channels], &columns, &scale, &shift);
         for pair in 0..width.div_ceil(SIDE) {
             let (mut next, mut after) = (zero, zero);
             if SIDE * pair + 1 < width {
                 let pixel = &pixels[(SIDE * pair + 1) * channels..][..channels];
-                next = activated::<E, L, V>(pixel, &columns, &scale, &shift);
+                next = activated::<X, E, L, V>(pixel, &columns, &scale, &shift);
             }
             if SIDE * pair + 2 < width {
                 let pixel = &pixels[(SIDE * pair + 2) * channels..][..channels];
-                after = activated::<E, L, V>(pixel, &columns, &scale, &shift);
+                after = activated::<X, E, L, V>(pixel, &columns, &scale, &shift);
             }
             for part in 0..V {
                 let places = part_of(&columns, part);
@@ -300,8 +305,8 @@ fn part_of(columns: &Range<usize>, part: usize) -> Range<usize> {
 ///
 /// The processor has the instructions of `L`.
 #[inline(always)]
-unsafe fn activated<E: Element, L: Lanes, const V: usize>(
-    pixel: &[E],
+unsafe fn activated<X: Element, E: Element, L: Lanes, const V: usize>(
+    pixel: &[X],
     columns: &Range<usize>,
     scale: &[L; V],
     shift: &[L; V],
