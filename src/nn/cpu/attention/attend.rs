@@ -17,7 +17,7 @@ const LOWEST: f32 = -1e30;
 struct State {
     /// The largest score, as a power of 2.
     largest: f32,
-    /// The sum of its shares.
+    /// The sum of its shares, unless there is a spare channel for that.
     total: f32,
 }
 
@@ -147,12 +147,14 @@ unsafe fn store<E: Element, L: Lanes>(task: &Attending<'_, E>, sums: &[f32], wid
     let origin = origin(task);
     for (query, state) in states.iter().enumerate().take(task.count) {
         let place = origin + query * task.sizes.channels();
+        let spare = task.sizes.has_spare_channel();
+        let total = if spare { sums[query * width + task.sizes.width] } else { state.total };
         for channel in (0..task.sizes.width).step_by(LANES) {
             let count = LANES.min(task.sizes.width - channel);
             // SAFETY: this task alone has this query of this head, inside the result; the processor is as the caller promises.
             unsafe {
                 let sums = L::load(sums[query * width + channel..][..LANES].as_ptr());
-                write(sums.mul(L::splat(1.0 / state.total)), task.result.at(place + channel), count);
+                write(sums.mul(L::splat(1.0 / total)), task.result.at(place + channel), count);
             }
         }
     }
@@ -199,10 +201,12 @@ unsafe fn soften<E: Element, L: Lanes>(
             let share = E::exp2(L::load(chunk.as_ptr()).mul_add(scales, less));
             E::store(share, into.as_mut_ptr());
             // What is multiplied with values is what is summed, rounded or not: shares then add up to 1.
-            total = total.add(E::load(into.as_ptr()));
+            if !sizes.has_spare_channel() {
+                total = total.add(E::load(into.as_ptr()));
+            }
         }
         // Of the first block there is nothing to keep.
-        let kept = if state.total > 0.0 { E::exp2(L::splat(state.largest - largest)).to_array()[0] } else { 0.0 };
+        let kept = if state.largest > LOWEST { E::exp2(L::splat(state.largest - largest)).to_array()[0] } else { 0.0 };
         *state = State { largest, total: state.total * kept + total.sum() };
         kept
     }

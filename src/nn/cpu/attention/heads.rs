@@ -7,7 +7,7 @@ use crate::nn::cpu::{element::Element, lanes::LANES, tile::panel_vectors};
 pub struct PackedHead<E> {
     /// Panels of keys.
     pub keys: Vec<E>,
-    /// Panels of channels, of the widths that [`panel_vectors`] gives.
+    /// Panels of channels, and of the spare one if there is one, of the widths that [`panel_vectors`] gives.
     pub values: Vec<E>,
 }
 
@@ -69,12 +69,17 @@ fn pack_values<E: Element>(tokens: &[E], sizes: AttentionSizes, most_vectors: us
                 for (into, (one, other)) in into.as_chunks_mut::<2>().0.iter_mut().zip(one.iter().zip(other)) {
                     *into = [*one, *other];
                 }
-                continue;
-            }
-            for part in 0..depth {
-                for (into, value) in into.chunks_exact_mut(depth).zip(value(part).unwrap_or_default()) {
-                    into[part] = *value;
+            } else {
+                for part in 0..depth {
+                    for (into, value) in into.chunks_exact_mut(depth).zip(value(part).unwrap_or_default()) {
+                        into[part] = *value;
+                    }
                 }
+            }
+            // The spare channel.
+            if lanes < panel {
+                let there = depth.min(sizes.keys - group * depth);
+                into[lanes * depth..][..there].fill(E::narrow(1.0));
             }
         }
         first += panel;

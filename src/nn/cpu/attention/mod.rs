@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use super::{
     element::Element,
     isa::{Isa, PORTABLE_FMA},
-    lanes::Plain,
+    lanes::{LANES, Plain},
     shared::{Shared, filled},
     tile::{Fused, Narrow, PANEL, ROWS, WIDE_PANEL, Widened},
 };
@@ -42,6 +42,12 @@ pub struct AttentionSizes {
 impl AttentionSizes {
     fn channels(&self) -> usize {
         self.heads * self.width
+    }
+
+    /// Whether a head's last vector of channels has room for one more, in which shares are summed as if it were a channel
+    /// whose values are 1.
+    fn has_spare_channel(&self) -> bool {
+        !self.width.is_multiple_of(LANES)
     }
 
     /// Keys of a block: whole panels of any width.

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::{LANES, Lanes};
+use super::{LANES, LEAST_POWER, Lanes, WHOLE};
 
 /// Lanes in two vectors of AVX2.
 #[derive(Clone, Copy)]
@@ -177,6 +177,25 @@ impl Lanes for Avx2 {
     unsafe fn if_negative(self, negative: Self, otherwise: Self) -> Self {
         // SAFETY: as above.
         unsafe { Self(Self::choose(self.0, negative.0, otherwise.0), Self::choose(self.1, negative.1, otherwise.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn fraction(self) -> Self {
+        // SAFETY: as above.
+        unsafe {
+            let x = Self::splat(LEAST_POWER).max(self);
+            x.sub(Self(_mm256_floor_ps(x.0), _mm256_floor_ps(x.1)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn times_power(self, power: Self) -> Self {
+        // SAFETY: as above. The lowest bits of the sums are the whole numbers.
+        unsafe {
+            let power = Self::splat(LEAST_POWER).max(power);
+            let whole = Self(_mm256_floor_ps(power.0), _mm256_floor_ps(power.1));
+            self.add_exponent(whole.add(Self::splat(WHOLE)))
+        }
     }
 
     #[inline(always)]

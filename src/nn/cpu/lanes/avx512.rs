@@ -113,6 +113,18 @@ macro_rules! avx512 {
             }
 
             #[inline(always)]
+            unsafe fn fraction(self) -> Self {
+                // SAFETY: as above. The first two bits say to round down.
+                Self(unsafe { _mm512_reduce_ps::<{ _MM_FROUND_TO_NEG_INF }>(self.0) })
+            }
+
+            #[inline(always)]
+            unsafe fn times_power(self, power: Self) -> Self {
+                // SAFETY: as above.
+                Self(unsafe { _mm512_scalef_ps(self.0, power.0) })
+            }
+
+            #[inline(always)]
             unsafe fn add_exponent(self, whole: Self) -> Self {
                 // SAFETY: as above.
                 Self(unsafe {

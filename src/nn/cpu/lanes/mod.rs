@@ -60,6 +60,10 @@ pub trait Lanes: Copy {
     unsafe fn abs(self) -> Self;
     /// `negative` where `self` is below zero, else `otherwise`.
     unsafe fn if_negative(self, negative: Self, otherwise: Self) -> Self;
+    /// What is left of numbers above the whole number below them, of -126 to 127; of smaller ones any number of 0 to 1.
+    unsafe fn fraction(self) -> Self;
+    /// `self`, of 1 to 2, times 2 to the whole number below `power`, of -126 to 127; of smaller ones at most 2^-125.
+    unsafe fn times_power(self, power: Self) -> Self;
     /// `self` times 2 to the whole number that is in the lowest bits of `whole`: see [`math`](super::math).
     unsafe fn add_exponent(self, whole: Self) -> Self;
 
@@ -148,6 +152,20 @@ unsafe fn store_some<E: Element, L: Lanes>(value: L, to: *mut E, count: usize) {
         E::store(value, all.as_mut_ptr());
         std::ptr::copy_nonoverlapping(all.as_ptr(), to, count);
     }
+}
+
+/// The least power of 2 that is a normal number.
+const LEAST_POWER: f32 = -126.0;
+/// 1.5 * 2^23, beside which there is no room for fractions.
+const WHOLE: f32 = 12_582_912.0;
+
+/// The whole number below `x`, of -126 to 127, and -126 of smaller ones. The library's own would be called for each number.
+#[inline(always)]
+fn floor(x: f32) -> f32 {
+    // What is no number stays none.
+    let x = if x < LEAST_POWER { LEAST_POWER } else { x };
+    let nearest = (x + WHOLE) - WHOLE;
+    if nearest > x { nearest - 1.0 } else { nearest }
 }
 
 /// Lanes in an array, `FMA` where the processor multiplies and adds in one instruction.
@@ -258,6 +276,20 @@ impl<const FMA: bool> Lanes for Plain<FMA> {
             *lane = if *lane < 0.0 { negative } else { otherwise };
         }
         Self(lanes)
+    }
+
+    #[inline(always)]
+    unsafe fn fraction(self) -> Self {
+        self.zip(self, |x, _| if x < LEAST_POWER { 0.0 } else { x - floor(x) })
+    }
+
+    #[inline(always)]
+    unsafe fn times_power(self, power: Self) -> Self {
+        self.zip(power, |x, power| {
+            // In the lowest bits of this sum is the whole number.
+            let whole = (floor(power) + WHOLE).to_bits();
+            f32::from_bits(x.to_bits().wrapping_add(whole << 23))
+        })
     }
 
     #[inline(always)]

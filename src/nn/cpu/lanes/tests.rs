@@ -134,3 +134,40 @@ fn every_f16_is_read_as_it_is() {
         }
     }
 }
+
+/// # Safety
+///
+/// The processor has the instructions of `L`.
+unsafe fn power_body<L: Lanes>(x: &[f32; LANES], fractions: &mut [f32; LANES], powers: &mut [f32; LANES]) {
+    // SAFETY: the caller's promise, and each has as many numbers.
+    unsafe {
+        let x = L::load(x.as_ptr());
+        x.fraction().store(fractions.as_mut_ptr());
+        L::splat(1.25).times_power(x).store(powers.as_mut_ptr());
+    }
+}
+
+versions! {
+    fn power = power_body(x: &[f32; LANES], fractions: &mut [f32; LANES], powers: &mut [f32; LANES])
+}
+
+#[test]
+fn powers_of_two_are_those_of_the_whole_number_below() {
+    let numbers: Vec<f32> = (-126 * 16..=127 * 16).map(|x| x as f32 / 16.0).collect();
+    let low = [-126.5, -1e4, -1e30, f32::NEG_INFINITY];
+    for isa in Isa::all() {
+        let (mut fractions, mut powers) = ([0.0; LANES], [0.0; LANES]);
+        for x in numbers.as_chunks::<LANES>().0 {
+            power(isa, x, &mut fractions, &mut powers);
+            for ((x, fraction), power) in x.iter().zip(fractions).zip(powers) {
+                assert_eq!((fraction, power), (x - x.floor(), 1.25 * x.floor().exp2()), "{isa:?}: {x}");
+            }
+        }
+        for x in low {
+            power(isa, &[x; LANES], &mut fractions, &mut powers);
+            assert!((0.0..1.0).contains(&fractions[0]) && powers[0] <= 2.0_f32.powi(-125), "{isa:?}: {x}");
+        }
+        power(isa, &[f32::NAN; LANES], &mut fractions, &mut powers);
+        assert!(fractions[0].is_nan(), "{isa:?}");
+    }
+}
