@@ -5,7 +5,7 @@ use half::bf16;
 
 use super::{
     After, Conv2d, GroupNorm, Weights,
-    cpu::{self, Finish, WinogradWeights},
+    cpu::{self, Finish, NormalMaps, WinogradWeights},
     host::{Number, by_number, is_kernels, tensor_of, with_values},
     layers::with_finish,
     work::count_product,
@@ -89,10 +89,9 @@ impl NormalConv {
         count_product(images * height * width.next_multiple_of(2), PRODUCTS * channels, outputs);
         let shape = vec![images, height, width, outputs];
         self.norm.with_affine(|groups, affine| {
-            by_number!(x.dtype(), X => with_values(x, |x: &[X]| by_number!(after.dtype(N::DTYPE), O => {
-                let run = |finish: &Finish<'_, O>| {
-                    Ok(cpu::convolve_normal(x, (height, width), (groups, affine), weights, finish))
-                };
+            by_number!(x.dtype(), X => with_values(x, |data: &[X]| by_number!(after.dtype(N::DTYPE), O => {
+                let maps = NormalMaps { data, size: (height, width), groups, affine };
+                let run = |finish: &Finish<'_, O>| Ok(cpu::convolve_normal(&maps, weights, finish));
                 tensor_of(with_finish(after, pixels, run)?, shape)
             })))
         })

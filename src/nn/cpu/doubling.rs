@@ -7,9 +7,10 @@
 
 use super::{
     element::Element,
+    gather::Gather,
     isa::Isa,
     pack::{LayerSizes, PackedWeights},
-    product::{Finish, Gather, Part, Source, Spread, multiply_parts},
+    product::{Finish, Part, Source, Spread, multiply_parts},
 };
 
 /// Rows and columns of the kernel, and of what is left of it.

@@ -6,12 +6,11 @@ use half::bf16;
 
 use super::{
     element::Element,
-    isa::{Isa, PORTABLE_FMA},
-    lanes::{LANES, Lanes, Plain, read, write},
+    lanes::{LANES, Lanes, read, write},
     math,
     product::{Finish, Part, Source},
     shared::Shared,
-    tile::{Fused, Multiply, PANEL, ROWS, Rows, WIDE_PANEL, Widened},
+    tile::{Multiply, Rows, tile_versions},
 };
 use crate::nn::Activation;
 
@@ -30,74 +29,14 @@ pub struct Multiplying<'a, E, O> {
     pub(super) by_tile: bool,
 }
 
-/// A task in f32.
-pub fn multiply_f32<O: Element>(isa: Isa, task: &Multiplying<'_, f32, O>) {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: these sets are only ever chosen by `Isa::detected`, on processors that have them.
-        Isa::Avx512Bf16 | Isa::Avx512 => unsafe { x86::f32_avx512(task) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Isa::Avx2 => unsafe { x86::f32_avx2(task) },
-        // SAFETY: these need no instructions.
-        _ => unsafe { run::<f32, O, Fused<PORTABLE_FMA>, Plain<PORTABLE_FMA>, PANEL, ROWS>(task) },
-    }
+tile_versions! {
+    /// A task in f32.
+    pub fn multiply_f32<O: Element>(task: &Multiplying<'_, f32, O>) = run::<f32, O, M, L, P, T>(task), f32
 }
 
-/// A task in bf16.
-pub fn multiply_bf16<O: Element>(isa: Isa, task: &Multiplying<'_, bf16, O>) {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: these sets are only ever chosen by `Isa::detected`, on processors that have them.
-        Isa::Avx512Bf16 => unsafe { x86::bf16_dot(task) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Isa::Avx512 => unsafe { x86::bf16_avx512(task) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Isa::Avx2 => unsafe { x86::bf16_avx2(task) },
-        // SAFETY: these need no instructions.
-        _ => unsafe { run::<bf16, O, Widened<PORTABLE_FMA>, Plain<PORTABLE_FMA>, WIDE_PANEL, ROWS>(task) },
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::{Element, Multiplying, bf16, run};
-    use crate::nn::cpu::{
-        lanes::{Avx2, Avx512, Avx512Bf16},
-        tile::{Dot, Fused, Fused512, PANEL, ROWS, WIDE_PANEL, WIDE_ROWS, Widened, Widened512},
-    };
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-    pub fn f32_avx512<O: Element>(task: &Multiplying<'_, f32, O>) {
-        // SAFETY: this function has the instructions, and so have the others.
-        unsafe { run::<f32, O, Fused512<2>, Avx512, WIDE_PANEL, WIDE_ROWS>(task) };
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    pub fn f32_avx2<O: Element>(task: &Multiplying<'_, f32, O>) {
-        // SAFETY: as above.
-        unsafe { run::<f32, O, Fused<true>, Avx2, PANEL, ROWS>(task) };
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-    pub fn bf16_dot<O: Element>(task: &Multiplying<'_, bf16, O>) {
-        // SAFETY: as above.
-        unsafe { run::<bf16, O, Dot<2>, Avx512Bf16, WIDE_PANEL, WIDE_ROWS>(task) };
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-    pub fn bf16_avx512<O: Element>(task: &Multiplying<'_, bf16, O>) {
-        // SAFETY: as above.
-        unsafe { run::<bf16, O, Widened512<2>, Avx512, WIDE_PANEL, WIDE_ROWS>(task) };
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    pub fn bf16_avx2<O: Element>(task: &Multiplying<'_, bf16, O>) {
-        // SAFETY: as above.
-        unsafe { run::<bf16, O, Widened<true>, Avx2, WIDE_PANEL, ROWS>(task) };
-    }
+tile_versions! {
+    /// A task in bf16.
+    pub fn multiply_bf16<O: Element>(task: &Multiplying<'_, bf16, O>) = run::<bf16, O, M, L, P, T>(task), bf16
 }
 
 /// # Safety
@@ -112,19 +51,8 @@ unsafe fn run<E: Element, O: Element, M: Multiply<E, P, T>, L: Lanes, const P: u
     let (_, points) = task.part.source.results_and_points();
     let of_point = taps / points;
     let tiles = task.rows.len().div_ceil(T);
-    // Where every tile's vectors are, found once for all panels and blocks.
-    let mut vectors = vec![[std::ptr::null(); T]; tiles * taps];
-    for (tile, vectors) in vectors.chunks_exact_mut(taps).enumerate() {
-        for slot in 0..T {
-            // Rows past the end repeat the last one, whose result is written once.
-            let row = (task.rows.start + tile * T + slot).min(task.rows.end - 1);
-            match task.part.source {
-                Source::Rows(data) => vectors[0][slot] = data[row * weights.inputs..][..weights.inputs].as_ptr(),
-                Source::Map(gather) => gather.point(row, task.zeros, slot, vectors),
-                Source::Pairs(pairs) => pairs.point(row, task.zeros, slot, vectors),
-            }
-        }
-    }
+    // Found once for all panels and blocks.
+    let vectors = vectors_of::<E, O, T>(task);
     let blocks = weights.inputs.div_ceil(weights.block);
     // Of every tile where there are blocks to come, else of one after another.
     let mut sums = vec![[[0.0_f32; P]; T]; points * if blocks > 1 { tiles } else { 1 }];
@@ -164,12 +92,31 @@ unsafe fn run<E: Element, O: Element, M: Multiply<E, P, T>, L: Lanes, const P: u
         // SAFETY: the processor is as the caller promises.
         unsafe {
             if let [first, second, third, fourth] = sums {
-                join::<L, P, T>(first, second, third, fourth);
-                finish::<E, O, L, P, T>(task, second, &gates, panel, rows.clone(), 1);
+                join::<L, P, T>([first, second], [third, fourth]);
+                finish::<E, O, L, P, T>(task, second, &gates, &Done { panel, rows: rows.clone(), number: 1 });
             }
-            finish::<E, O, L, P, T>(task, &sums[0], &gates, panel, rows, 0);
+            finish::<E, O, L, P, T>(task, &sums[0], &gates, &Done { panel, rows, number: 0 });
         }
     }
+}
+
+/// Where every tile's vectors are, tap by tap.
+#[inline(always)]
+fn vectors_of<E: Element, O: Element, const T: usize>(task: &Multiplying<'_, E, O>) -> Vec<[*const E; T]> {
+    let weights = task.part.weights;
+    let mut vectors = vec![[std::ptr::null(); T]; task.rows.len().div_ceil(T) * weights.taps];
+    for (tile, vectors) in vectors.chunks_exact_mut(weights.taps).enumerate() {
+        for slot in 0..T {
+            // Rows past the end repeat the last one, whose result is written once.
+            let row = (task.rows.start + tile * T + slot).min(task.rows.end - 1);
+            match task.part.source {
+                Source::Rows(data) => vectors[0][slot] = data[row * weights.inputs..][..weights.inputs].as_ptr(),
+                Source::Map(gather) => gather.point(row, task.zeros, slot, vectors),
+                Source::Pairs(pairs) => pairs.point(row, task.zeros, slot, vectors),
+            }
+        }
+    }
+    vectors
 }
 
 /// Makes of the sums at four points those of two outputs, in place of the first two: see [`winograd`](super::winograd).
@@ -179,10 +126,8 @@ unsafe fn run<E: Element, O: Element, M: Multiply<E, P, T>, L: Lanes, const P: u
 /// The processor has the instructions of `L`.
 #[inline(always)]
 unsafe fn join<L: Lanes, const P: usize, const T: usize>(
-    first: &mut [[f32; P]; T],
-    second: &mut [[f32; P]; T],
-    third: &[[f32; P]; T],
-    fourth: &[[f32; P]; T],
+    [first, second]: [&mut [[f32; P]; T]; 2],
+    [third, fourth]: [&[[f32; P]; T]; 2],
 ) {
     let (first, second) = (first.as_flattened_mut(), second.as_flattened_mut());
     let (third, fourth) = (third.as_flattened(), fourth.as_flattened());
@@ -197,7 +142,15 @@ unsafe fn join<L: Lanes, const P: usize, const T: usize>(
     }
 }
 
-/// Makes of a tile's sums the results of number `number` of its rows.
+/// What of a tile has its sums.
+struct Done {
+    panel: usize,
+    rows: Range<usize>,
+    /// Which of a row's results.
+    number: usize,
+}
+
+/// Makes results of a tile's sums.
 ///
 /// # Safety
 ///
@@ -207,15 +160,13 @@ unsafe fn finish<E: Element, O: Element, L: Lanes, const P: usize, const T: usiz
     task: &Multiplying<'_, E, O>,
     sums: &[[f32; P]; T],
     gates: &[[f32; P]; T],
-    panel: usize,
-    rows: Range<usize>,
-    number: usize,
+    done: &Done,
 ) {
     let (finish, outputs, bias) = (task.finish, task.outputs, &task.part.weights.bias);
-    for (slot, row) in rows.enumerate() {
-        let Some(row) = task.part.spread.place(row, number) else { continue };
+    for (slot, row) in done.rows.clone().enumerate() {
+        let Some(row) = task.part.spread.place(row, done.number) else { continue };
         for part in 0..P / LANES {
-            let column = panel * P + part * LANES;
+            let column = done.panel * P + part * LANES;
             if column >= outputs {
                 break;
             }

@@ -5,8 +5,8 @@ use half::bf16;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use super::{
-    AttentionInputs, AttentionSizes, DoublingWeights, Element, Finish, Gather, Isa, LayerSizes, PackedWeights, Source,
-    Then, WinogradWeights,
+    AttentionInputs, AttentionSizes, DoublingWeights, Element, Finish, Gather, Isa, LayerSizes, NormalMaps,
+    PackedWeights, Source, Then, WinogradWeights,
     attention::attention_with,
     concat_rows, convert,
     doubling::convolve_doubled_with,
@@ -358,7 +358,8 @@ fn normal_convolutions<X: Element + Tolerance, E: Element + Tolerance>(least: (u
                 WinogradWeights::<E>::for_isa(isa, (sizes.inputs, sizes.outputs), &layer.bias, |start, into| {
                     into.iter_mut().zip(&layer.weights[start..]).for_each(|(into, weight)| *into = weight.widen());
                 });
-            let found = convolve_normal_with(isa, &x, (height, width), (groups, affine), &packed, &layer.finish());
+            let maps = NormalMaps { data: &x, size: (height, width), groups, affine };
+            let found = convolve_normal_with(isa, &maps, &packed, &layer.finish());
             let what = format!("{isa:?}, {images} of {height}x{width}, {sizes:?}");
             check_together(E::TOLERANCE, &what, &found, &layer.wanted(&sums));
         }

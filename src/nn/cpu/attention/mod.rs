@@ -11,10 +11,10 @@ use rayon::prelude::*;
 
 use super::{
     element::Element,
-    isa::{Isa, PORTABLE_FMA},
-    lanes::{LANES, Plain},
+    isa::Isa,
+    lanes::LANES,
     shared::{Shared, filled},
-    tile::{Fused, Narrow, PANEL, ROWS, WIDE_PANEL, Widened},
+    tile::{ROWS, WIDE_PANEL, tile_versions},
 };
 
 /// Queries of a task: whole tiles of either height.
@@ -111,77 +111,12 @@ pub struct Attending<'a, E> {
     result: Shared<E>,
 }
 
-/// A task in f32.
-pub fn attend_f32(isa: Isa, task: &Attending<'_, f32>) {
-    type Portable = Fused<PORTABLE_FMA>;
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: these sets are only ever chosen by `Isa::detected`, on processors that have them.
-        Isa::Avx512Bf16 | Isa::Avx512 => unsafe { x86::f32_avx512(task) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Isa::Avx2 => unsafe { x86::f32_avx2(task) },
-        // SAFETY: these need no instructions.
-        _ => unsafe { attend_body::<f32, Portable, Narrow<Portable>, Plain<PORTABLE_FMA>, PANEL, ROWS>(task) },
-    }
+tile_versions! {
+    /// A task in f32.
+    pub fn attend_f32(task: &Attending<'_, f32>) = attend_body::<f32, M, V, L, P, T>(task), f32
 }
 
-/// A task in bf16.
-pub fn attend_bf16(isa: Isa, task: &Attending<'_, bf16>) {
-    type Portable = Widened<PORTABLE_FMA>;
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: these sets are only ever chosen by `Isa::detected`, on processors that have them.
-        Isa::Avx512Bf16 => unsafe { x86::bf16_dot(task) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Isa::Avx512 => unsafe { x86::bf16_avx512(task) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Isa::Avx2 => unsafe { x86::bf16_avx2(task) },
-        // SAFETY: these need no instructions.
-        _ => unsafe { attend_body::<bf16, Portable, Narrow<Portable>, Plain<PORTABLE_FMA>, WIDE_PANEL, ROWS>(task) },
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::{Attending, attend_body, bf16};
-    use crate::nn::cpu::{
-        lanes::{Avx2, Avx512, Avx512Bf16},
-        tile::{
-            Dot, DotPanels, Fused, Fused512, FusedPanels512, Narrow, PANEL, ROWS, WIDE_PANEL, WIDE_ROWS, Widened,
-            Widened512,
-        },
-    };
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-    pub fn f32_avx512(task: &Attending<'_, f32>) {
-        // SAFETY: this function has the instructions, and so have the others.
-        unsafe { attend_body::<f32, Fused512<2>, FusedPanels512, Avx512, WIDE_PANEL, WIDE_ROWS>(task) };
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    pub fn f32_avx2(task: &Attending<'_, f32>) {
-        // SAFETY: as above.
-        unsafe { attend_body::<f32, Fused<true>, Narrow<Fused<true>>, Avx2, PANEL, ROWS>(task) };
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-    pub fn bf16_dot(task: &Attending<'_, bf16>) {
-        // SAFETY: as above.
-        unsafe { attend_body::<bf16, Dot<2>, DotPanels, Avx512Bf16, WIDE_PANEL, WIDE_ROWS>(task) };
-    }
-
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-    pub fn bf16_avx512(task: &Attending<'_, bf16>) {
-        // SAFETY: as above.
-        unsafe { attend_body::<bf16, Widened512<2>, Narrow<Widened512<1>>, Avx512, WIDE_PANEL, WIDE_ROWS>(task) };
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    pub fn bf16_avx2(task: &Attending<'_, bf16>) {
-        // SAFETY: as above.
-        unsafe { attend_body::<bf16, Widened<true>, Narrow<Widened<true>>, Avx2, WIDE_PANEL, ROWS>(task) };
-    }
+tile_versions! {
+    /// A task in bf16.
+    pub fn attend_bf16(task: &Attending<'_, bf16>) = attend_body::<bf16, M, V, L, P, T>(task), bf16
 }

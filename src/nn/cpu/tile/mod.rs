@@ -5,12 +5,12 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub mod versions;
 
 use std::marker::PhantomData;
 
-#[cfg(target_arch = "x86_64")]
-pub use avx512::{Dot, DotPanels, Fused512, FusedPanels512, Widened512};
 use half::bf16;
+pub(crate) use versions::tile_versions;
 
 use super::{element::Element, isa::multiply_add, lanes::LANES};
 

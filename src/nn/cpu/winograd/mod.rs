@@ -1,0 +1,196 @@
+//! 3×3 convolutions with two thirds of the products: F(2, 3) of Winograd (1980; Lavin and Gray 2016) along a map's rows.
+//!
+//! Two outputs side by side meet four inputs `d` through a kernel's row `g`. Four products give both, where there were six:
+//! of `d0 - d2`, `d1 + d2`, `d2 - d1` and `d1 - d3` with `g0`, `(g0 + g1 + g2) / 2`, `(g0 - g1 + g2) / 2` and `g2`. Of those,
+//! `m0 + m1 + m2` and `m1 - m2 - m3` are the outputs. The kernel's three rows stay three taps.
+//!
+//! In bf16 inputs come from a norm, are transformed in f32 and rounded once, as they would be for a plain product, and so are
+//! weights. Sums and differences of numbers about zero that know nothing of each other leave 5 / 3 of the variance of that
+//! rounding in the result; a whole network's pictures show nothing of it (`benches/README.md`). Doing the same along columns
+//! would leave four ninths of the products and 25 / 9 of the variance, and take 16 / 9 of the weights' memory instead of
+//! 4 / 3.
+
+mod transform;
+
+use std::ops::Range;
+
+use transform::transform;
+
+use super::{
+    element::Element,
+    isa::Isa,
+    norm::{Affine, group_factors},
+    pack::{LayerSizes, PackedWeights},
+    product::{Finish, Part, Source, Spread, multiply_rows},
+    shared::filled,
+};
+
+/// Products for two outputs.
+pub const POINTS: usize = 4;
+/// Outputs side by side.
+pub const SIDE: usize = 2;
+/// Rows of a kernel, and numbers in each.
+const KERNEL: usize = 3;
+const KERNEL_TAPS: usize = KERNEL * KERNEL;
+/// Products with each input: `[point][row of the kernel]`.
+pub const TAPS: usize = POINTS * KERNEL;
+/// Kernels that are read at a time.
+const AT_ONCE: usize = 16;
+/// Bytes of transformed rows that there are at a time: they stay in the third-level cache.
+const BAND_BYTES: usize = 4 << 20;
+/// The fewest rows that there are at a time: the two around them are transformed twice.
+const FEWEST_ROWS: usize = 16;
+
+/// The weights of a 3×3 convolution, transformed and packed.
+#[derive(Debug)]
+pub struct WinogradWeights<E>(PackedWeights<E>);
+
+impl<E: Element> WinogradWeights<E> {
+    /// Transforms and packs weights of `[output][input][3][3]` and a bias. `read` copies some of the weights, from a place on.
+    pub fn new((inputs, outputs): (usize, usize), bias: &[f32], read: impl Fn(usize, &mut [f32]) + Sync) -> Self {
+        Self::for_isa(Isa::detected(), (inputs, outputs), bias, read)
+    }
+
+    /// As [`new`](Self::new), for the instructions of `isa`.
+    pub(super) fn for_isa(
+        isa: Isa,
+        (inputs, outputs): (usize, usize),
+        bias: &[f32],
+        read: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Self {
+        let sizes = LayerSizes { outputs, inputs, taps: TAPS };
+        Self(PackedWeights::for_isa(isa, sizes, bias, |start, into| {
+            let mut kernels = [0.0; AT_ONCE * KERNEL_TAPS];
+            for (part, into) in into.chunks_mut(AT_ONCE * TAPS).enumerate() {
+                let kernels = &mut kernels[..into.len() / TAPS * KERNEL_TAPS];
+                read((start / TAPS + part * AT_ONCE) * KERNEL_TAPS, kernels);
+                let (into, kernels) = (into.as_chunks_mut().0, kernels.as_chunks().0);
+                into.iter_mut().zip(kernels).for_each(|(into, kernel)| *into = transformed(kernel));
+            }
+        }))
+    }
+
+    /// Channels of the map.
+    pub fn inputs(&self) -> usize {
+        self.0.inputs()
+    }
+
+    /// Channels of the result.
+    pub fn outputs(&self) -> usize {
+        self.0.outputs()
+    }
+}
+
+/// A kernel's rows at every point.
+fn transformed(kernel: &[f32; KERNEL_TAPS]) -> [f32; TAPS] {
+    std::array::from_fn(|tap| {
+        let (point, row) = (tap / KERNEL, tap % KERNEL);
+        let row = &kernel[row * KERNEL..][..KERNEL];
+        match point {
+            0 => row[0],
+            1 => 0.5 * (row[0] + row[2] + row[1]),
+            2 => 0.5 * (row[0] + row[2] - row[1]),
+            _ => row[2],
+        }
+    })
+}
+
+/// Some rows of maps, transformed: `[row][pair of columns][point][channel]`.
+#[derive(Debug)]
+pub struct Pairs<'a, E> {
+    data: &'a [E],
+    /// The rows that are there, counted through all maps.
+    rows: Range<usize>,
+    /// Rows of all maps, and of each.
+    heights: (usize, usize),
+    /// Pairs of a row.
+    width: usize,
+    pub(super) channels: usize,
+}
+
+impl<E: Element> Pairs<'_, E> {
+    /// The vectors of every tap for pair number `pair` of all maps, into place `slot` of each tap.
+    #[inline(always)]
+    pub(super) fn point<const T: usize>(&self, pair: usize, zeros: &[E], slot: usize, vectors: &mut [[*const E; T]]) {
+        let (row, column) = (pair / self.width, pair % self.width);
+        let y = row % self.heights.1;
+        for down in 0..KERNEL {
+            let inside = y + down >= 1 && y + down <= self.heights.1;
+            for point in 0..POINTS {
+                let vector = if inside {
+                    let row = row + down - 1 - self.rows.start;
+                    &self.data[((row * self.width + column) * POINTS + point) * self.channels..][..self.channels]
+                } else {
+                    zeros
+                };
+                vectors[point * KERNEL + down][slot] = vector.as_ptr();
+            }
+        }
+    }
+
+    /// Whether these are whole rows, and all that their convolution meets is here.
+    pub(super) fn holds(&self, pairs: &Range<usize>) -> bool {
+        let rows = pairs.start / self.width..pairs.end.div_ceil(self.width);
+        rows.len() * self.width == pairs.len()
+            && self.rows == around(&rows, self.heights.0)
+            && self.data.len() == self.rows.len() * self.width * POINTS * self.channels
+    }
+}
+
+/// Rows, and those above and below them, of `all`.
+fn around(rows: &Range<usize>, all: usize) -> Range<usize> {
+    rows.start.saturating_sub(1)..(rows.end + 1).min(all)
+}
+
+/// Maps `[image][pixel][channel]` that are to be normalised over each image's groups of channels.
+#[derive(Debug, Clone, Copy)]
+pub struct NormalMaps<'a, X> {
+    /// The maps.
+    pub data: &'a [X],
+    /// The height and width of each.
+    pub size: (usize, usize),
+    /// Groups of channels.
+    pub groups: usize,
+    /// What the norm multiplies and adds.
+    pub affine: Affine<'a>,
+}
+
+/// Maps that are normalised, with SiLU behind that, and convolved with zeros around them.
+pub fn convolve_normal<X: Element, E: Element, O: Element>(
+    maps: &NormalMaps<'_, X>,
+    weights: &WinogradWeights<E>,
+    finish: &Finish<'_, O>,
+) -> Vec<O> {
+    convolve_normal_with(Isa::detected(), maps, weights, finish)
+}
+
+/// As [`convolve_normal`], with the instructions of `isa`.
+pub(super) fn convolve_normal_with<X: Element, E: Element, O: Element>(
+    isa: Isa,
+    maps: &NormalMaps<'_, X>,
+    weights: &WinogradWeights<E>,
+    finish: &Finish<'_, O>,
+) -> Vec<O> {
+    let NormalMaps { data, size: (height, width), groups, affine } = *maps;
+    let channels = weights.inputs();
+    let images = data.len() / (height * width * channels);
+    assert!(data.len() == images * height * width * channels, "maps are whole");
+    let factors = group_factors(isa, data, images, groups, affine);
+    let (rows, pairs) = (images * height, width.div_ceil(SIDE));
+    let spread = Spread::Paired { width };
+    let (results, outputs) = (spread.results(1, rows * pairs), weights.outputs());
+    finish.check(results, outputs);
+    let of_band = (BAND_BYTES / (pairs * POINTS * channels * size_of::<E>())).max(FEWEST_ROWS);
+    filled(results * outputs, |result| {
+        let mut first = 0;
+        while first < rows {
+            let band = first..(first + of_band).min(rows);
+            let there = around(&band, rows);
+            let data: Vec<E> = transform(isa, maps, there.clone(), &factors);
+            let source = Pairs { data: &data, rows: there, heights: (rows, height), width: pairs, channels };
+            let part = Part { source: Source::Pairs(&source), weights: &weights.0, spread };
+            multiply_rows(isa, &[part], band.start * pairs..band.end * pairs, finish, result);
+            first = band.end;
+        }
+    })
+}
