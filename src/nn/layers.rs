@@ -9,7 +9,7 @@ use half::bf16;
 
 use super::{
     Activation, Weights,
-    cpu::{self, Affine, Finish, Gather, LayerSizes, PackedWeights, Source, Then},
+    cpu::{self, Affine, Finish, Gather, LayerSizes, NormalMaps, PackedWeights, Source, Then},
     feature_map,
     host::{Number, by_number, is_kernels, tensor_of, with_values},
     work::count_product,
@@ -426,10 +426,11 @@ impl GroupNorm {
 
     fn normalise(&self, x: &Tensor, then: Then) -> Result<Tensor> {
         if is_kernels(x) {
-            let images = x.dim(0)?;
+            let size = feature_map::size(x)?;
             return self.with_affine(|groups, affine| {
-                by_number!(x.dtype(), X => with_values::<X, _>(x, |values| by_number!(self.dtype, N => {
-                    tensor_of::<N>(cpu::group_norm(values, images, groups, affine, then), x.dims().to_vec())
+                by_number!(x.dtype(), X => with_values::<X, _>(x, |data| by_number!(self.dtype, N => {
+                    let maps = NormalMaps { data, size, groups, affine };
+                    tensor_of::<N>(cpu::group_norm(&maps, then), x.dims().to_vec())
                 })))
             });
         }

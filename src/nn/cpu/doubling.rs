@@ -10,7 +10,7 @@ use super::{
     gather::Gather,
     isa::Isa,
     pack::{LayerSizes, PackedWeights},
-    product::{Finish, Part, Source, Spread, multiply_parts},
+    product::{Finish, Part, Products, Source, Spread},
 };
 
 /// Rows and columns of the kernel, and of what is left of it.
@@ -106,5 +106,5 @@ pub(super) fn convolve_doubled_with<E: Element, O: Element>(
         weights: &weights.phases[number],
         spread: Spread::Doubled { width: size.1, phase: PHASES[number] },
     });
-    multiply_parts(isa, &parts, data.len() / channels, &Finish::default())
+    Products { isa, parts: &parts, finish: &Finish::default() }.all(data.len() / channels)
 }

@@ -111,7 +111,7 @@ pub(super) fn product_with<E: Element, O: Element>(
     rows: usize,
     finish: &Finish<'_, O>,
 ) -> Vec<O> {
-    multiply_parts(isa, &[Part { source, weights, spread: Spread::InOrder }], rows, finish)
+    Products { isa, parts: &[Part { source, weights, spread: Spread::InOrder }], finish }.all(rows)
 }
 
 /// A product whose rows are some of the result's.
@@ -167,48 +167,48 @@ impl Spread {
     }
 }
 
-/// The result of several products of `rows` rows each, of weights of one size, that are spread over it.
-pub(super) fn multiply_parts<E: Element, O: Element>(
-    isa: Isa,
-    parts: &[Part<'_, E>],
-    rows: usize,
-    finish: &Finish<'_, O>,
-) -> Vec<O> {
-    let results = parts[0].spread.results(parts.len(), rows);
-    let outputs = finish.outputs(parts[0].weights);
-    finish.check(results, outputs);
-    filled(results * outputs, |result| multiply_rows(isa, parts, 0..rows, finish, result))
+/// Several products, of weights of one size, whose rows are spread over one result.
+pub(super) struct Products<'a, E, O> {
+    /// Its panels are the weights'.
+    pub isa: Isa,
+    pub parts: &'a [Part<'a, E>],
+    pub finish: &'a Finish<'a, O>,
 }
 
-/// Writes what rows `range` of several products make, of weights of one size, into the result that they are spread over.
-pub(super) fn multiply_rows<E: Element, O: Element>(
-    isa: Isa,
-    parts: &[Part<'_, E>],
-    range: Range<usize>,
-    finish: &Finish<'_, O>,
-    result: Shared<O>,
-) {
-    let weights = parts[0].weights;
-    let outputs = finish.outputs(weights);
-    for part in parts {
-        check_source(part.source, part.weights, &range);
-        assert!(part.weights.panel == E::panel(isa), "weights are packed for the instructions");
-        assert!(part.weights.outputs == weights.outputs, "parts have the same outputs");
+impl<E: Element, O: Element> Products<'_, E, O> {
+    /// The result of `rows` rows of each.
+    pub fn all(&self, rows: usize) -> Vec<O> {
+        let results = self.parts[0].spread.results(self.parts.len(), rows);
+        let outputs = self.finish.outputs(self.parts[0].weights);
+        self.finish.check(results, outputs);
+        filled(results * outputs, |result| self.write(0..rows, result))
     }
-    assert!(!finish.gated || weights.can_gate(), "gates fill panels");
-    let panels = if finish.gated { outputs / weights.panel } else { weights.panels() };
-    let Tasks { rows: task_rows, groups, by_tile } = Tasks::of(weights, range.len(), parts.len(), panels);
-    let chunks = range.len().div_ceil(task_rows) * parts.len();
-    let zeros = vec![E::default(); weights.inputs];
-    let groups_of = |group: usize| group * panels / groups;
-    (0..chunks * groups).into_par_iter().with_max_len(1).for_each(|number| {
-        let (group, chunk) = (number / chunks, number % chunks);
-        let (part, chunk) = (&parts[chunk % parts.len()], chunk / parts.len());
-        let first = range.start + chunk * task_rows;
-        let rows = first..(first + task_rows).min(range.end);
-        let panels = groups_of(group)..groups_of(group + 1);
-        E::multiply(isa, &Multiplying { part, finish, zeros: &zeros, panels, rows, outputs, result, by_tile });
-    });
+
+    /// Writes into the result what rows `range` of each make of it.
+    pub fn write(&self, range: Range<usize>, result: Shared<O>) {
+        let Self { isa, parts, finish } = *self;
+        let weights = parts[0].weights;
+        let outputs = finish.outputs(weights);
+        for part in parts {
+            check_source(part.source, part.weights, &range);
+            assert!(part.weights.panel == E::panel(isa), "weights are packed for the instructions");
+            assert!(part.weights.outputs == weights.outputs, "parts have the same outputs");
+        }
+        assert!(!finish.gated || weights.can_gate(), "gates fill panels");
+        let panels = if finish.gated { outputs / weights.panel } else { weights.panels() };
+        let Tasks { rows: task_rows, groups, by_tile } = Tasks::of(weights, range.len(), parts.len(), panels);
+        let chunks = range.len().div_ceil(task_rows) * parts.len();
+        let zeros = vec![E::default(); weights.inputs];
+        let groups_of = |group: usize| group * panels / groups;
+        (0..chunks * groups).into_par_iter().with_max_len(1).for_each(|number| {
+            let (group, chunk) = (number / chunks, number % chunks);
+            let (part, chunk) = (&parts[chunk % parts.len()], chunk / parts.len());
+            let first = range.start + chunk * task_rows;
+            let rows = first..(first + task_rows).min(range.end);
+            let panels = groups_of(group)..groups_of(group + 1);
+            E::multiply(isa, &Multiplying { part, finish, zeros: &zeros, panels, rows, outputs, result, by_tile });
+        });
+    }
 }
 
 /// How a product is divided in tasks.

@@ -484,8 +484,9 @@ fn norms<X: Element, E: Element + Tolerance>() {
         let rows: Vec<f64> = rows.collect();
         for isa in Isa::all() {
             let what = format!("{isa:?}, {images} of {pixels}, {groups} groups of {width}");
-            check::<E>(&what, &group_norm_with(isa, &x, images, groups, affine, Then::Nothing), &wanted);
-            check::<E>(&what, &group_norm_with(isa, &x, images, groups, affine, Then::Silu), &silu);
+            let maps = NormalMaps { data: &x, size: (pixels, 1), groups, affine };
+            check::<E>(&what, &group_norm_with(isa, &maps, Then::Nothing), &wanted);
+            check::<E>(&what, &group_norm_with(isa, &maps, Then::Silu), &silu);
             check::<E>(&what, &layer_norm_with(isa, &x, affine), &rows);
         }
     }

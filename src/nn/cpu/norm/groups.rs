@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Affine, ROWS};
+use super::{Affine, NormalMaps, ROWS};
 use crate::nn::cpu::{
     element::Element,
     isa::{Isa, versions},
@@ -16,17 +16,17 @@ pub struct Factors {
 }
 
 /// The factors that normalise each image's groups of channels.
-pub fn group_factors<E: Element>(isa: Isa, x: &[E], images: usize, groups: usize, affine: Affine<'_>) -> Vec<Factors> {
-    let channels = affine.weight.len();
-    let pixels = x.len() / (images * channels);
-    assert!(x.len() == images * pixels * channels, "maps are whole");
+pub fn group_factors<E: Element>(isa: Isa, maps: &NormalMaps<'_, E>) -> Vec<Factors> {
+    let NormalMaps { data, groups, affine, .. } = *maps;
+    let (pixels, channels) = (maps.pixels(), maps.channels());
+    assert!(data.len() == maps.images() * pixels * channels, "maps are whole");
     assert!(channels.is_multiple_of(groups) && affine.bias.len() == channels, "groups divide channels");
     let of_image = |image: &[E]| {
         let origin: Vec<f32> = image[..channels].iter().map(|x| x.widen()).collect();
         let parts: Vec<Sums> = image.par_chunks(ROWS * channels).map(|rows| sums(isa, rows, &origin)).collect();
         factors(&parts, &origin, pixels, groups, affine)
     };
-    x.par_chunks(pixels * channels).map(of_image).collect()
+    data.par_chunks(pixels * channels).map(of_image).collect()
 }
 
 /// Each channel's sum, and its sum of squares, of values less the channel's first.

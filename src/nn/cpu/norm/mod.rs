@@ -36,32 +36,46 @@ pub enum Then {
     Silu,
 }
 
-/// Normalises maps `[image][pixel][channel]` over each image's groups of channels, into another type or the same.
-pub fn group_norm<X: Element, E: Element>(
-    x: &[X],
-    images: usize,
-    groups: usize,
-    affine: Affine<'_>,
-    then: Then,
-) -> Vec<E> {
-    group_norm_with(Isa::detected(), x, images, groups, affine, then)
+/// Maps `[image][pixel][channel]` that are to be normalised over each image's groups of channels.
+#[derive(Debug, Clone, Copy)]
+pub struct NormalMaps<'a, X> {
+    /// The maps.
+    pub data: &'a [X],
+    /// The height and width of each.
+    pub size: (usize, usize),
+    /// Groups of channels.
+    pub groups: usize,
+    /// What the norm multiplies and adds.
+    pub affine: Affine<'a>,
+}
+
+impl<X> NormalMaps<'_, X> {
+    pub(super) fn channels(&self) -> usize {
+        self.affine.weight.len()
+    }
+
+    pub(super) fn images(&self) -> usize {
+        self.data.len() / (self.pixels() * self.channels())
+    }
+
+    /// Of each image.
+    fn pixels(&self) -> usize {
+        self.size.0 * self.size.1
+    }
+}
+
+/// Normalises maps, into another type or the same.
+pub fn group_norm<X: Element, E: Element>(maps: &NormalMaps<'_, X>, then: Then) -> Vec<E> {
+    group_norm_with(Isa::detected(), maps, then)
 }
 
 /// As [`group_norm`], with the instructions of `isa`.
-pub(super) fn group_norm_with<X: Element, E: Element>(
-    isa: Isa,
-    x: &[X],
-    images: usize,
-    groups: usize,
-    affine: Affine<'_>,
-    then: Then,
-) -> Vec<E> {
-    let channels = affine.weight.len();
-    let pixels = x.len() / (images * channels);
-    let factors = group_factors(isa, x, images, groups, affine);
+pub(super) fn group_norm_with<X: Element, E: Element>(isa: Isa, maps: &NormalMaps<'_, X>, then: Then) -> Vec<E> {
+    let (x, pixels, channels) = (maps.data, maps.pixels(), maps.channels());
+    let factors = group_factors(isa, maps);
     filled(x.len(), |result| {
         let parts = pixels.div_ceil(ROWS);
-        (0..images * parts).into_par_iter().for_each(|task| {
+        (0..maps.images() * parts).into_par_iter().for_each(|task| {
             let (image, part) = (task / parts, task % parts);
             let first = (image * pixels + part * ROWS) * channels;
             let rows = &x[first..(first + ROWS * channels).min((image + 1) * pixels * channels)];

@@ -19,9 +19,9 @@ use transform::transform;
 use super::{
     element::Element,
     isa::Isa,
-    norm::{Affine, group_factors},
+    norm::{NormalMaps, group_factors},
     pack::{LayerSizes, PackedWeights},
-    product::{Finish, Part, Source, Spread, multiply_rows},
+    product::{Finish, Part, Products, Source, Spread},
     shared::filled,
 };
 
@@ -142,19 +142,6 @@ fn around(rows: &Range<usize>, all: usize) -> Range<usize> {
     rows.start.saturating_sub(1)..(rows.end + 1).min(all)
 }
 
-/// Maps `[image][pixel][channel]` that are to be normalised over each image's groups of channels.
-#[derive(Debug, Clone, Copy)]
-pub struct NormalMaps<'a, X> {
-    /// The maps.
-    pub data: &'a [X],
-    /// The height and width of each.
-    pub size: (usize, usize),
-    /// Groups of channels.
-    pub groups: usize,
-    /// What the norm multiplies and adds.
-    pub affine: Affine<'a>,
-}
-
 /// Maps that are normalised, with SiLU behind that, and convolved with zeros around them.
 pub fn convolve_normal<X: Element, E: Element, O: Element>(
     maps: &NormalMaps<'_, X>,
@@ -171,12 +158,10 @@ pub(super) fn convolve_normal_with<X: Element, E: Element, O: Element>(
     weights: &WinogradWeights<E>,
     finish: &Finish<'_, O>,
 ) -> Vec<O> {
-    let NormalMaps { data, size: (height, width), groups, affine } = *maps;
-    let channels = weights.inputs();
-    let images = data.len() / (height * width * channels);
-    assert!(data.len() == images * height * width * channels, "maps are whole");
-    let factors = group_factors(isa, data, images, groups, affine);
-    let (rows, pairs) = (images * height, width.div_ceil(SIDE));
+    let ((height, width), channels) = (maps.size, maps.channels());
+    assert!(channels == weights.inputs(), "channels fit");
+    let factors = group_factors(isa, maps);
+    let (rows, pairs) = (maps.images() * height, width.div_ceil(SIDE));
     let spread = Spread::Paired { width };
     let (results, outputs) = (spread.results(1, rows * pairs), weights.outputs());
     finish.check(results, outputs);
@@ -188,8 +173,8 @@ pub(super) fn convolve_normal_with<X: Element, E: Element, O: Element>(
             let there = around(&band, rows);
             let data: Vec<E> = transform(isa, maps, there.clone(), &factors);
             let source = Pairs { data: &data, rows: there, heights: (rows, height), width: pairs, channels };
-            let part = Part { source: Source::Pairs(&source), weights: &weights.0, spread };
-            multiply_rows(isa, &[part], band.start * pairs..band.end * pairs, finish, result);
+            let parts = [Part { source: Source::Pairs(&source), weights: &weights.0, spread }];
+            Products { isa, parts: &parts, finish }.write(band.start * pairs..band.end * pairs, result);
             first = band.end;
         }
     })

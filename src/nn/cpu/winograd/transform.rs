@@ -4,13 +4,13 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{NormalMaps, POINTS, SIDE};
+use super::{POINTS, SIDE};
 use crate::nn::cpu::{
     element::Element,
     isa::{Isa, versions},
     lanes::{LANES, Lanes, read, write},
     math,
-    norm::Factors,
+    norm::{Factors, NormalMaps},
     shared::{Shared, filled},
 };
 
