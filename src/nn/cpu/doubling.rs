@@ -9,18 +9,14 @@ use super::{
     element::Element,
     gather::Gather,
     isa::Isa,
-    pack::{LayerSizes, PackedWeights},
+    pack::{KERNEL_TAPS, LayerSizes, PackedWeights, read_kernels},
     product::{Finish, Part, Products, Source, Spread},
 };
 
 /// Rows and columns of the kernel, and of what is left of it.
 const KERNEL: usize = 3;
 const SIDE: usize = 2;
-/// The same in taps.
-const TAPS: usize = KERNEL * KERNEL;
 const SUMMED_TAPS: usize = SIDE * SIDE;
-/// Kernels that are read at a time.
-const AT_ONCE: usize = 16;
 /// The places of an output among four.
 const PHASES: [(usize, usize); 4] = [(0, 0), (0, 1), (1, 0), (1, 1)];
 
@@ -47,13 +43,7 @@ impl<E: Element> DoublingWeights<E> {
         let sizes = LayerSizes { outputs, inputs, taps: SUMMED_TAPS };
         let phases = PHASES.map(|phase| {
             PackedWeights::for_isa(isa, sizes, bias, |start, into| {
-                let mut kernels = [0.0; AT_ONCE * TAPS];
-                for (part, into) in into.chunks_mut(AT_ONCE * SUMMED_TAPS).enumerate() {
-                    let kernels = &mut kernels[..into.len() / SUMMED_TAPS * TAPS];
-                    read((start / SUMMED_TAPS + part * AT_ONCE) * TAPS, kernels);
-                    let (into, kernels) = (into.as_chunks_mut().0, kernels.as_chunks().0);
-                    into.iter_mut().zip(kernels).for_each(|(into, kernel)| *into = summed(kernel, phase));
-                }
+                read_kernels(start, into, &read, |kernel| summed(kernel, phase));
             })
         });
         Self { phases }
@@ -71,7 +61,7 @@ impl<E: Element> DoublingWeights<E> {
 }
 
 /// A kernel's sums for the outputs in one place: those taps are one that meet the same value.
-fn summed(kernel: &[f32; TAPS], phase: (usize, usize)) -> [f32; SUMMED_TAPS] {
+fn summed(kernel: &[f32; KERNEL_TAPS], phase: (usize, usize)) -> [f32; SUMMED_TAPS] {
     // An even output lies between two values of the map, and meets the first with one tap; an odd one with two.
     let taps = |phase: usize, part: usize| if part == 0 { 0..1 + phase } else { 1 + phase..KERNEL };
     std::array::from_fn(|place| {

@@ -140,6 +140,28 @@ impl<E: Element> PackedWeights<E> {
     }
 }
 
+/// Numbers of a 3×3 kernel.
+pub const KERNEL_TAPS: usize = 9;
+/// Kernels that are read at a time.
+const KERNELS: usize = 16;
+
+/// Fills `into`, from its place `start` on, with what `make` makes of 3×3 kernels, `T` numbers of each. `read` copies some of
+/// the kernels' numbers, from a place on.
+pub fn read_kernels<const T: usize>(
+    start: usize,
+    into: &mut [f32],
+    read: &impl Fn(usize, &mut [f32]),
+    make: impl Fn(&[f32; KERNEL_TAPS]) -> [f32; T],
+) {
+    let mut kernels = [0.0; KERNELS * KERNEL_TAPS];
+    for (part, into) in into.chunks_mut(KERNELS * T).enumerate() {
+        let kernels = &mut kernels[..into.len() / T * KERNEL_TAPS];
+        read((start / T + part * KERNELS) * KERNEL_TAPS, kernels);
+        let (into, kernels) = (into.as_chunks_mut().0, kernels.as_chunks().0);
+        into.iter_mut().zip(kernels).for_each(|(into, kernel)| *into = make(kernel));
+    }
+}
+
 /// Writes numbers of `lanes` rows side by side, `depth` of each; rows are `stride` apart, and their numbers `step`.
 fn interleave<E: Element>(
     from: &[E],

@@ -20,7 +20,7 @@ use super::{
     element::Element,
     isa::Isa,
     norm::{NormalMaps, group_factors},
-    pack::{LayerSizes, PackedWeights},
+    pack::{KERNEL_TAPS, LayerSizes, PackedWeights, read_kernels},
     product::{Finish, Part, Products, Source, Spread},
     shared::filled,
 };
@@ -31,11 +31,8 @@ pub const POINTS: usize = 4;
 pub const SIDE: usize = 2;
 /// Rows of a kernel, and numbers in each.
 const KERNEL: usize = 3;
-const KERNEL_TAPS: usize = KERNEL * KERNEL;
 /// Products with each input: `[point][row of the kernel]`.
 pub const TAPS: usize = POINTS * KERNEL;
-/// Kernels that are read at a time.
-const AT_ONCE: usize = 16;
 /// Bytes of transformed rows that there are at a time: they stay in the third-level cache.
 const BAND_BYTES: usize = 4 << 20;
 /// The fewest rows that there are at a time: the two around them are transformed twice.
@@ -60,13 +57,7 @@ impl<E: Element> WinogradWeights<E> {
     ) -> Self {
         let sizes = LayerSizes { outputs, inputs, taps: TAPS };
         Self(PackedWeights::for_isa(isa, sizes, bias, |start, into| {
-            let mut kernels = [0.0; AT_ONCE * KERNEL_TAPS];
-            for (part, into) in into.chunks_mut(AT_ONCE * TAPS).enumerate() {
-                let kernels = &mut kernels[..into.len() / TAPS * KERNEL_TAPS];
-                read((start / TAPS + part * AT_ONCE) * KERNEL_TAPS, kernels);
-                let (into, kernels) = (into.as_chunks_mut().0, kernels.as_chunks().0);
-                into.iter_mut().zip(kernels).for_each(|(into, kernel)| *into = transformed(kernel));
-            }
+            read_kernels(start, into, &read, transformed);
         }))
     }
 
