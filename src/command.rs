@@ -132,7 +132,7 @@ fn sampling_config(picture: &PictureConfig, model: &ModelInfo) -> SamplingConfig
         sampler: Some(picture.sampler.unwrap_or(model.default_sampler)),
         scheduler: Some(picture.scheduler.unwrap_or(model.default_scheduler)),
         clip_skip: picture.clip_skip,
-        preview_every: 0,
+        ..SamplingConfig::default()
     }
 }
 

@@ -8,7 +8,10 @@ use std::io::Cursor;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use image::{DynamicImage, GrayImage, ImageFormat, ImageReader, Limits, imageops::FilterType};
 
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    imaging::{self, oriented},
+};
 
 /// The formats that are read; what else `image` could guess is refused.
 const READ: [ImageFormat; 3] = [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP];
@@ -53,7 +56,7 @@ pub fn base64_to_image(text: &str, max_pixels: usize) -> Result<DynamicImage> {
     // A fixed part on top, so that the smallest images pass, too.
     limits.max_alloc = Some((1 << 20) + pixels * DECODER_BYTES_PER_PIXEL);
     reader.limits(limits);
-    reader.decode().map_err(broken)
+    oriented(reader.into_decoder().map_err(broken)?).map_err(broken)
 }
 
 /// The part of `text` that is base64.
@@ -65,7 +68,7 @@ fn payload(text: &str) -> Result<&str> {
     }
 }
 
-/// The image at exactly `width` by `height` pixels (Lanczos, 3 lobes); its proportions are not kept.
+/// The image at exactly `width` by `height` pixels (Lanczos, 3 lobes, as [`imaging::resize`] does it for bytes); its proportions are not kept.
 #[must_use]
 pub fn resize_image(image: &DynamicImage, width: u32, height: u32) -> DynamicImage {
     if (image.width(), image.height()) == (width, height) {
@@ -100,7 +103,7 @@ pub fn process_mask(mask: &DynamicImage, width: u32, height: u32) -> GrayImage {
     if flat.dimensions() == (width, height) {
         return flat;
     }
-    image::imageops::resize(&flat, width, height, FilterType::Triangle)
+    imaging::resize(&flat, width, height)
 }
 
 #[cfg(test)]

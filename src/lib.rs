@@ -56,6 +56,7 @@ pub mod http;
 pub mod bars;
 pub mod drawing;
 pub mod image_utils;
+pub mod imaging;
 pub mod loading;
 pub mod memory;
 pub mod output;

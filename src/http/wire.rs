@@ -137,6 +137,7 @@ impl GenerateBody {
             },
             clip_skip: whole("clip_skip", self.clip_skip, 0)?,
             preview_every: whole("preview_every", self.preview_every, 0)?,
+            ..SamplingConfig::default()
         };
         config.validate(limits).map_err(invalid)?;
         let output = self.output.unwrap_or_default();

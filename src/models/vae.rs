@@ -79,6 +79,16 @@ impl VaeDecoder {
         self.decode_raw(&self.normalisation.undo(latents)?)
     }
 
+    /// Latents as the encoder gives them, as the denoiser is to see them: the inverse of what [`decode`](Self::decode)
+    /// begins with.
+    ///
+    /// # Errors
+    ///
+    /// A shape that does not fit.
+    pub fn normalise(&self, latents: &Tensor) -> Result<Tensor> {
+        self.normalisation.apply(latents)
+    }
+
     /// As [`decode`](Self::decode), of latents as the encoder gives them, not scaled.
     ///
     /// # Errors
@@ -114,6 +124,15 @@ impl Normalisation {
             _ => None,
         };
         Ok(Self { scale: config.scaling_factor, shift: config.shift_factor.unwrap_or(0.0), channels })
+    }
+
+    fn apply(&self, latents: &Tensor) -> Result<Tensor> {
+        let latents = (latents - self.shift)?;
+        let latents = match &self.channels {
+            Some((deviation, mean)) => latents.broadcast_sub(mean)?.broadcast_div(deviation)?,
+            None => latents,
+        };
+        Ok((latents * self.scale)?)
     }
 
     fn undo(&self, latents: &Tensor) -> Result<Tensor> {

@@ -36,6 +36,18 @@ pub struct LatentDistribution {
     pub log_variance: Tensor,
 }
 
+impl LatentDistribution {
+    /// Whether all means are numbers.
+    ///
+    /// # Errors
+    ///
+    /// The tensor library's.
+    pub fn is_finite(&self) -> Result<bool> {
+        // One value that is not finite makes the sum so; finite ones of a picture's size do not add up to infinity.
+        Ok(self.mean.sum_all()?.to_scalar::<f32>()?.is_finite())
+    }
+}
+
 impl VaeEncoder {
     /// Reads the encoder's tensors, under diffusers' names.
     ///

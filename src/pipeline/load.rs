@@ -1,5 +1,7 @@
 //! From the name of a model to a pipeline that draws with it.
 
+use std::sync::Mutex;
+
 use candle_core::DType;
 
 use super::{InferencePipeline, ModelInfo, pipeline::Networks, text::TextEncoder};
@@ -93,7 +95,7 @@ impl InferencePipeline {
             default_scheduler: spec.scheduler.own_spacing(),
             limits: options.limits,
         };
-        Ok(Self { spec, info, networks, checkpoint })
+        Ok(Self { spec, info, networks, checkpoint, encoder: Mutex::default() })
     }
 }
 

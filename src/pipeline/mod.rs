@@ -5,6 +5,7 @@
 
 mod generate;
 mod load;
+mod origin;
 #[expect(clippy::module_inception, reason = "the pipeline's own file is its namesake")]
 mod pipeline;
 mod stages;

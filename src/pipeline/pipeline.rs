@@ -1,23 +1,31 @@
 //! The pipeline itself: text to noise to latents to pixels, with the one denoise loop.
 
-use std::time::Instant;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
 
 use candle_core::{DType, Device, Tensor};
 use image::{DynamicImage, RgbImage};
 
 use super::{
     Generate, Generated, ModelInfo, Monitor, StageTimings, Unwatched,
+    origin::{Given, Origin, Start},
     text::{self, EncodedText, TextEncoder},
 };
 use crate::{
     Error, Result,
-    models::{Checkpoint, ModelSpec, Prepared, Unet, VaeDecoder, VaeEncoder},
+    models::{Checkpoint, LatentDistribution, ModelSpec, Prepared, Unet, VaeDecoder, VaeEncoder},
     nn::{LoadProgress, Weights},
-    sampling::{Level, NoiseGenerator, Sampler, SamplerKind, SamplingConfig, Schedule, SpacingKind, guide},
+    sampling::{Asked, Level, NoiseGenerator, Sampler, SamplerKind, SamplingConfig, Schedule, SpacingKind, guide},
 };
 
 /// A preview's longer side in latents: what is larger is averaged down before it is decoded.
 const PREVIEW_LATENTS: usize = 32;
+/// The sides that a drawing may have.
+const SIDES_PX: std::ops::RangeInclusive<usize> = 64..=2048;
+/// The sides of drawings are multiples of this, whatever the model.
+const SIDE_UNIT_PX: usize = 8;
 /// The side of the picture that warms a pipeline up.
 const WARM_UP_PX: usize = 64;
 
@@ -28,6 +36,8 @@ pub struct InferencePipeline {
     pub(super) info: ModelInfo,
     pub(super) networks: Networks,
     pub(super) checkpoint: Checkpoint,
+    /// The autoencoder's encoder, once a request has brought a picture along.
+    pub(super) encoder: Mutex<Option<Arc<VaeEncoder>>>,
 }
 
 /// The networks on their device.
@@ -69,32 +79,57 @@ impl InferencePipeline {
         text::encode(&self.networks.text, self.spec.family, prompt, clip_skip)
     }
 
-    /// Height and width of a request's pictures in pixels.
+    /// Height and width of a request's pictures in pixels: what it asks for, else its picture's sides rounded down to what
+    /// the model draws, else the model's own.
     fn size(&self, config: &SamplingConfig) -> (usize, usize) {
-        (config.height.unwrap_or(self.info.height), config.width.unwrap_or(self.info.width))
+        let unit = self.spec.vae.factor().max(SIDE_UNIT_PX);
+        let (height, width) = match &config.image {
+            Some(picture) => {
+                let side = |side: u32| side as usize / unit * unit;
+                (side(picture.height()), side(picture.width()))
+            }
+            None => (self.info.height, self.info.width),
+        };
+        (config.height.unwrap_or(height), config.width.unwrap_or(width))
     }
 
     /// The latents of one image, with the image's own seed: `(1, c, h, w)` f32.
     fn denoise(&self, drawing: &Drawing, seed: u64, watch: &mut Watch<'_>) -> Result<Tensor> {
         let mut noise = NoiseGenerator::new(seed);
-        let shape = (1, self.spec.vae.latent_channels, drawing.latent_size.0, drawing.latent_size.1);
-        let values = noise.normals(shape.1 * shape.2 * shape.3);
-        let mut latents = (Tensor::from_vec(values, shape, &self.networks.device)? * drawing.schedule.initial_scale)?;
-        let config = drawing.config;
-        let mut sampler = Sampler::new(&self.spec.scheduler, drawing.sampler, drawing.spacing, config.steps);
-        for (number, step) in drawing.schedule.steps.iter().enumerate() {
-            let stepped =
-                sampler.step(&latents, step, &mut |x, level| self.predict(drawing, x, level, watch), &mut noise)?;
-            latents = stepped.latents;
+        let start = self.start(drawing, &mut noise)?;
+        let mut latents = start.latents.clone();
+        let (config, steps) = (drawing.config, &drawing.schedule.steps);
+        let sampler = Sampler::new(&self.spec.scheduler, drawing.sampler, drawing.spacing, config.steps);
+        let mut sampler = sampler.starting_behind(config.steps - steps.len());
+        for (number, step) in steps.iter().enumerate() {
+            let asked = Asked {
+                denoise: &mut |x, level| self.predict(drawing, x, level, watch),
+                between: &mut |x, level| start.keep(x, Some(level.sigma)),
+                noise: &mut noise,
+            };
+            let stepped = sampler.step(&latents, step, asked)?;
+            latents = start.keep(stepped.latents, steps.get(number + 1).map(|next| next.level.sigma))?;
             watch.step_done();
             let done = number + 1;
-            if config.preview_every > 0 && done % config.preview_every == 0 && done < config.steps {
+            if config.preview_every > 0 && done % config.preview_every == 0 && done < steps.len() {
                 watch.go_on()?;
                 let preview = self.preview(&stepped.denoised)?;
                 watch.monitor.preview(watch.steps_done, preview);
             }
         }
         Ok(latents)
+    }
+
+    /// What one image is denoised from.
+    fn start(&self, drawing: &Drawing, noise: &mut NoiseGenerator) -> Result<Start> {
+        if let Some(origin) = &drawing.origin {
+            let whole = drawing.schedule.steps.len() == drawing.config.steps;
+            return origin.start(&self.networks.vae, &drawing.schedule, whole, noise);
+        }
+        let shape = (1, self.spec.vae.latent_channels, drawing.latent_size.0, drawing.latent_size.1);
+        let values = noise.normals(shape.1 * shape.2 * shape.3);
+        let latents = Tensor::from_vec(values, shape, &self.networks.device)?;
+        Ok(Start::of_noise((latents * drawing.schedule.initial_scale)?))
     }
 
     /// What the network takes the picture to be: `(x, level) → x₀`, guided where that was asked for.
@@ -107,7 +142,7 @@ impl InferencePipeline {
     }
 
     /// The picture of latents, decoded again in f32 where a narrower type was not enough.
-    fn decode(&self, latents: &Tensor) -> Result<DynamicImage> {
+    fn decode(&self, latents: &Tensor) -> Result<RgbImage> {
         if !is_finite(latents)? {
             return Err(Error::NotFinite { stage: "the denoiser" });
         }
@@ -136,6 +171,30 @@ impl InferencePipeline {
         self.with_vae_weights(self.networks.vae_dtype, |weights| VaeEncoder::new(&self.spec.vae, weights))
     }
 
+    /// What the encoder makes of pixels `(1, 3, h, w)` of -1 to 1, once more in f32 where a narrower type was not enough.
+    fn encode(&self, pixels: &Tensor) -> Result<LatentDistribution> {
+        let encoder = {
+            let mut kept = self.encoder.lock().unwrap_or_else(PoisonError::into_inner);
+            match &*kept {
+                Some(encoder) => Arc::clone(encoder),
+                None => Arc::clone(kept.insert(Arc::new(self.load_encoder()?))),
+            }
+        };
+        let encoded = encoder.encode(pixels)?;
+        if encoded.is_finite()? {
+            return Ok(encoded);
+        }
+        if self.networks.vae_dtype != DType::F32 {
+            tracing::warn!(dtype = ?self.networks.vae_dtype, "the autoencoder overflowed; encoding again in f32");
+            let wide = self.with_vae_weights(DType::F32, |weights| VaeEncoder::new(&self.spec.vae, weights))?;
+            let encoded = wide.encode(pixels)?;
+            if encoded.is_finite()? {
+                return Ok(encoded);
+            }
+        }
+        Err(Error::NotFinite { stage: "the autoencoder's encoder" })
+    }
+
     fn with_vae_weights<T>(&self, dtype: DType, build: impl FnOnce(&Weights) -> Result<T>) -> Result<T> {
         let mut quiet = |_| {};
         let progress = LoadProgress::new(&mut quiet);
@@ -148,7 +207,7 @@ impl InferencePipeline {
         let shrink = height.max(width).div_ceil(PREVIEW_LATENTS);
         let small = if shrink > 1 { denoised.avg_pool2d(shrink)? } else { denoised.clone() };
         // What is not finite yet may still become so; a preview shows it as it is.
-        to_image(&self.networks.vae.decode(&small)?)
+        to_image(&self.networks.vae.decode(&small)?).map(DynamicImage::ImageRgb8)
     }
 }
 
@@ -156,13 +215,13 @@ impl Generate for InferencePipeline {
     fn generate(&self, config: &SamplingConfig, monitor: &mut dyn Monitor) -> Result<Generated> {
         config.validate(&self.info.limits)?;
         self.check(config)?;
-        let mut watch = Watch { monitor, steps_done: 0, steps: config.steps * config.n };
+        let mut watch = Watch { monitor, steps_done: 0, steps: config.steps_drawn() * config.n };
         let mut generated = Generated::default();
         let mut timings = Timings::default();
 
         watch.go_on()?;
         let began = Instant::now();
-        let drawing = self.plan(config, &mut generated.warnings)?;
+        let drawing = self.plan(config, &watch, &mut generated.warnings)?;
         timings.encode += began.elapsed();
         for number in 0..config.n {
             let began = Instant::now();
@@ -170,7 +229,12 @@ impl Generate for InferencePipeline {
             timings.denoise += began.elapsed();
             watch.go_on()?;
             let began = Instant::now();
-            generated.images.push(self.decode(&latents)?);
+            let picture = self.decode(&latents)?;
+            let picture = match &drawing.origin {
+                Some(origin) => origin.put_back(picture),
+                None => picture,
+            };
+            generated.images.push(DynamicImage::ImageRgb8(picture));
             timings.decode += began.elapsed();
         }
         generated.timings = timings.in_ms();
@@ -188,6 +252,18 @@ impl Generate for InferencePipeline {
             if side % factor != 0 {
                 return Err(Error::invalid(field, format!("is {side}; this model draws multiples of {factor}")));
             }
+        }
+        if let Some(picture) =
+            config.image.as_ref().filter(|_| !SIDES_PX.contains(&height) || !SIDES_PX.contains(&width))
+        {
+            let (from_width, from_height) = picture.dimensions();
+            let message = format!(
+                "has {from_width}x{from_height} pixels, which makes a drawing of {width}x{height}; {} to {} a side are \
+                 allowed, or name a width and a height",
+                SIDES_PX.start(),
+                SIDES_PX.end()
+            );
+            return Err(Error::invalid("image", message));
         }
         if width * height > self.info.limits.max_pixels {
             let most = self.info.limits.max_pixels;
@@ -207,18 +283,38 @@ impl InferencePipeline {
     fn schedule(&self, config: &SamplingConfig) -> Result<(SamplerKind, SpacingKind, Schedule)> {
         let sampler = config.sampler.unwrap_or(self.info.default_sampler);
         let spacing = config.scheduler.unwrap_or(self.info.default_scheduler);
-        let schedule = Schedule::new(&self.spec.scheduler, sampler, spacing, config.steps)?;
+        let strength = if config.image.is_some() { config.strength } else { 1.0 };
+        let schedule = Schedule::last_part(&self.spec.scheduler, sampler, spacing, config.steps, strength)?;
         Ok((sampler, spacing, schedule))
     }
 
     /// Everything that the images of a request share.
-    fn plan<'a>(&self, config: &'a SamplingConfig, warnings: &mut Vec<String>) -> Result<Drawing<'a>> {
+    fn plan<'a>(
+        &self,
+        config: &'a SamplingConfig,
+        watch: &Watch<'_>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Drawing<'a>> {
         let (height, width) = self.size(config);
         let factor = self.spec.vae.factor();
         let (sampler, spacing, schedule) = self.schedule(config)?;
         let conditioning = text::condition(&self.networks.text, &self.spec, config, (height, width), warnings)?;
         let prepared = self.networks.unet.prepare(&conditioning)?;
-        Ok(Drawing { config, sampler, spacing, schedule, prepared, latent_size: (height / factor, width / factor) })
+        let origin = match &config.image {
+            Some(picture) => {
+                watch.go_on()?;
+                Some(self.origin(config, picture, (height, width))?)
+            }
+            None => None,
+        };
+        let latent_size = (height / factor, width / factor);
+        Ok(Drawing { config, sampler, spacing, schedule, prepared, origin, latent_size })
+    }
+
+    fn origin(&self, config: &SamplingConfig, picture: &RgbImage, size: (usize, usize)) -> Result<Origin> {
+        let (mask, factor) = (config.mask.as_deref(), self.spec.vae.factor());
+        let given = Given { picture, mask, mask_blur: config.mask_blur, size, factor };
+        Origin::new(given, &self.networks.device, |pixels| self.encode(pixels))
     }
 }
 
@@ -229,6 +325,8 @@ struct Drawing<'a> {
     spacing: SpacingKind,
     schedule: Schedule,
     prepared: Prepared,
+    /// `None` where a drawing starts from noise alone.
+    origin: Option<Origin>,
     /// Height and width.
     latent_size: (usize, usize),
 }
@@ -272,11 +370,11 @@ fn is_finite(x: &Tensor) -> Result<bool> {
 }
 
 /// `(1, 3, h, w)` of -1 to 1 as an RGB image.
-fn to_image(pixels: &Tensor) -> Result<DynamicImage> {
+fn to_image(pixels: &Tensor) -> Result<RgbImage> {
     let (_, _, height, width) = pixels.dims4()?;
     let bytes = ((pixels.clamp(-1.0, 1.0)? + 1.0)? * 127.5)?.round()?.to_dtype(DType::U8)?;
     let bytes = bytes.squeeze(0)?.permute((1, 2, 0))?.flatten_all()?.to_vec1::<u8>()?;
     let side = |side: usize| u32::try_from(side).map_err(|error| Error::Image(error.to_string()));
     let image = RgbImage::from_raw(side(width)?, side(height)?, bytes);
-    Ok(DynamicImage::ImageRgb8(image.expect("a picture has three bytes a pixel")))
+    Ok(image.expect("a picture has three bytes a pixel"))
 }

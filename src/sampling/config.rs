@@ -2,8 +2,11 @@
 //!
 //! Next: the pipeline turns a valid [`SamplingConfig`] into a schedule, a sampler and noise.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
+use image::{GrayImage, RgbImage};
+
+use super::steps_of_strength;
 use crate::{Error, Result};
 
 /// The longest prompt, in characters.
@@ -14,6 +17,10 @@ const SIDE_PX: std::ops::RangeInclusive<usize> = 64..=2048;
 const STEPS: std::ops::RangeInclusive<usize> = 1..=150;
 const GUIDANCE: std::ops::RangeInclusive<f64> = 0.0..=30.0;
 const MAX_CLIP_SKIP: usize = 12;
+const MAX_MASK_BLUR: f32 = 64.0;
+
+/// How much of a picture is drawn anew when a request does not say.
+pub const DEFAULT_STRENGTH: f64 = 0.75;
 
 /// Everything that decides a picture, apart from the model.
 ///
@@ -40,6 +47,14 @@ pub struct SamplingConfig {
     pub sampler: Option<SamplerKind>,
     /// The spacing of the noise levels; `None` is the checkpoint's own.
     pub scheduler: Option<SpacingKind>,
+    /// The picture to start from; `None` draws from noise alone. It is resized to the size of the drawing.
+    pub image: Option<Arc<RgbImage>>,
+    /// What of `image` is drawn anew: white (128 and more). It is resized to the size of the drawing.
+    pub mask: Option<Arc<GrayImage>>,
+    /// How far the mask's edge fades, as a standard deviation in pixels of the drawing, 0..=64.
+    pub mask_blur: f32,
+    /// The part of the noise that is added to `image`, and of the steps that are drawn: above 0, up to 1.
+    pub strength: f64,
     /// How many of the text encoder's last layers to leave out, 0..=12 and fewer than it has.
     pub clip_skip: usize,
     /// Steps between previews; 0 is none.
@@ -59,6 +74,10 @@ impl Default for SamplingConfig {
             n: 1,
             sampler: None,
             scheduler: None,
+            image: None,
+            mask: None,
+            mask_blur: 0.0,
+            strength: DEFAULT_STRENGTH,
             clip_skip: 0,
             preview_every: 0,
         }
@@ -139,7 +158,31 @@ impl SamplingConfig {
         if self.preview_every > *STEPS.end() {
             return Err(Error::invalid("preview_every", format!("is {}; 0 to 150 is allowed", self.preview_every)));
         }
+        self.validate_picture()
+    }
+
+    /// Checks what belongs to a picture to start from.
+    fn validate_picture(&self) -> Result<()> {
+        if self.image.is_none() && self.mask.is_some() {
+            return Err(Error::invalid("mask", "is given without an image to repaint"));
+        }
+        if !(self.strength > 0.0 && self.strength <= 1.0) {
+            return Err(Error::invalid("strength", format!("is {}; above 0 and up to 1 is allowed", self.strength)));
+        }
+        if !(0.0..=MAX_MASK_BLUR).contains(&self.mask_blur) {
+            let message = format!("is {}; 0 to {MAX_MASK_BLUR} pixels are allowed", self.mask_blur);
+            return Err(Error::invalid("mask_blur", message));
+        }
+        if self.mask_blur > 0.0 && self.mask.is_none() {
+            return Err(Error::invalid("mask_blur", format!("is {}, without a mask to blur", self.mask_blur)));
+        }
         Ok(())
+    }
+
+    /// How many steps are drawn for each image: all of them, or the part that `strength` leaves of a picture.
+    #[must_use]
+    pub fn steps_drawn(&self) -> usize {
+        if self.image.is_some() { steps_of_strength(self.steps, self.strength) } else { self.steps }
     }
 }
 
@@ -290,6 +333,11 @@ mod tests {
             ("n", SamplingConfig { n: 9, ..valid() }),
             ("clip_skip", SamplingConfig { clip_skip: 13, ..valid() }),
             ("preview_every", SamplingConfig { preview_every: 151, ..valid() }),
+            ("strength", SamplingConfig { strength: 0.0, ..valid() }),
+            ("strength", SamplingConfig { strength: f64::NAN, ..valid() }),
+            ("mask", SamplingConfig { mask: Some(Arc::new(GrayImage::new(8, 8))), ..valid() }),
+            ("mask_blur", SamplingConfig { mask_blur: 65.0, ..valid() }),
+            ("mask_blur", SamplingConfig { mask_blur: 2.0, ..valid() }),
         ];
         for (field, config) in cases {
             assert_eq!(refused(&config).0, field);

@@ -4,6 +4,19 @@
 //! `signal² + noise² = 1` and `σ = noise / signal`. So σ may be infinite, as it is for checkpoints with zero terminal
 //! signal-to-noise ratio (Lin et al. 2023), and the network's input needs no scaling.
 
+use candle_core::Tensor;
+
+use crate::Result;
+
+/// Denoised latents with noise up to level `sigma`, at total variance 1: `(b, c, h, w)` f32 both.
+///
+/// # Errors
+///
+/// [`Error::Tensor`](crate::Error::Tensor) for shapes that differ.
+pub fn noisy(denoised: &Tensor, noise: &Tensor, sigma: f64) -> Result<Tensor> {
+    Ok(((denoised * signal_share(sigma))? + (noise * noise_share(sigma))?)?)
+}
+
 /// The factor of x₀ at `sigma`, 1 at σ = 0 and 0 at σ = ∞: `1/√(1 + σ²)`.
 pub(super) fn signal_share(sigma: f64) -> f64 {
     1.0 / (1.0 + sigma * sigma).sqrt()

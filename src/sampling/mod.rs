@@ -11,9 +11,10 @@ mod sampler;
 mod schedule;
 mod scheduler_config;
 
-pub use config::{Limits, SamplerKind, SamplingConfig, SpacingKind};
+pub use config::{DEFAULT_STRENGTH, Limits, SamplerKind, SamplingConfig, SpacingKind};
+pub use level::noisy;
 pub use noise::NoiseGenerator;
 pub use prediction::{PredictionType, guide};
-pub use sampler::{Denoise, Sampler, Stepped};
-pub use schedule::{Level, Schedule, SecondLook, Step};
+pub use sampler::{Asked, Between, Denoise, Sampler, Stepped};
+pub use schedule::{Level, Schedule, SecondLook, Step, steps_of_strength};
 pub use scheduler_config::{BetaSchedule, FinalSigmas, SchedulerConfig, TimestepSpacing};

@@ -15,6 +15,21 @@ use crate::Result;
 /// Denoises latents: `(x, level) → x₀`, all `(1, c, h, w)` in f32.
 pub type Denoise<'a> = dyn FnMut(&Tensor, Level) -> Result<Tensor> + 'a;
 
+/// What happens to latents between two looks at the network in one step: `(x, level) → x`, where `level` is that of the
+/// second look. Inpainting puts back what is kept there.
+pub type Between<'a> = dyn FnMut(Tensor, Level) -> Result<Tensor> + 'a;
+
+/// What a step asks of its surroundings.
+#[expect(missing_debug_implementations, reason = "closures have nothing to show")]
+pub struct Asked<'a> {
+    /// The network.
+    pub denoise: &'a mut Denoise<'a>,
+    /// Called between two looks at the network.
+    pub between: &'a mut Between<'a>,
+    /// Fresh noise, for the rules that add any.
+    pub noise: &'a mut NoiseGenerator,
+}
+
 /// How many steps or more make DPM-Solver++'s last step of second order, where it does not end at σ = 0.
 const DPM_SOLVER_LONG: usize = 15;
 
@@ -70,19 +85,22 @@ impl Sampler {
         Self { rule, prediction: config.prediction_type }
     }
 
-    /// Takes one step from latents `x`, asking `denoise` once or twice, and `noise` if the rule adds any.
+    /// The sampler of a drawing that leaves out the first `skipped` steps.
+    #[must_use]
+    pub fn starting_behind(mut self, skipped: usize) -> Self {
+        if let Rule::Dpmpp2m { steps_left, .. } = &mut self.rule {
+            *steps_left = steps_left.saturating_sub(skipped);
+        }
+        self
+    }
+
+    /// Takes one step from latents `x`, asking the network once or twice.
     ///
     /// # Errors
     ///
-    /// What `denoise` fails with, or the tensor library.
-    pub fn step(
-        &mut self,
-        x: &Tensor,
-        step: &Step,
-        denoise: &mut Denoise<'_>,
-        noise: &mut NoiseGenerator,
-    ) -> Result<Stepped> {
-        let denoised = denoise(x, step.level)?;
+    /// What the network fails with, or the tensor library.
+    pub fn step(&mut self, x: &Tensor, step: &Step, asked: Asked<'_>) -> Result<Stepped> {
+        let denoised = (asked.denoise)(x, step.level)?;
         let (from, to) = (step.level.sigma, step.next_sigma);
         match &mut self.rule {
             Rule::Ddim { clip } => {
@@ -91,11 +109,11 @@ impl Sampler {
             }
             Rule::Euler => Ok(Stepped { latents: transfer(x, &denoised, from, to)?, denoised }),
             Rule::EulerAncestral => {
-                let latents = euler_ancestral(x, &denoised, from, to, noise)?;
+                let latents = euler_ancestral(x, &denoised, from, to, asked.noise)?;
                 Ok(Stepped { latents, denoised })
             }
-            Rule::Heun => heun(x, denoised, step, denoise),
-            Rule::Pndm { outputs } => pndm(x, &denoised, step, denoise, outputs, self.prediction),
+            Rule::Heun => heun(x, denoised, step, asked),
+            Rule::Pndm { outputs } => pndm(x, &denoised, step, asked, outputs, self.prediction),
             Rule::Dpmpp2m { previous, steps_left, last_is_first_order } => {
                 *steps_left = steps_left.saturating_sub(1);
                 let first_order = *steps_left == 0 && *last_is_first_order;
@@ -136,11 +154,12 @@ fn euler_ancestral(x: &Tensor, denoised: &Tensor, from: f64, to: f64, noise: &mu
 }
 
 /// Karras et al. 2022, algorithm 1: the mean of the slopes at both ends.
-fn heun(x: &Tensor, denoised: Tensor, step: &Step, denoise: &mut Denoise<'_>) -> Result<Stepped> {
+fn heun(x: &Tensor, denoised: Tensor, step: &Step, asked: Asked<'_>) -> Result<Stepped> {
     let (from, to) = (step.level.sigma, step.next_sigma);
     let predicted = transfer(x, &denoised, from, to)?;
     let Some(second) = step.second else { return Ok(Stepped { latents: predicted, denoised }) };
-    let again = denoise(&predicted, second.level)?;
+    let predicted = (asked.between)(predicted, second.level)?;
+    let again = (asked.denoise)(&predicted, second.level)?;
     let half = (to - from) / 2.0;
     let signal = signal_share(to);
     let first_slope = ((x * (signal / signal_share(from)))? - (&denoised * signal)?)?;
@@ -156,7 +175,7 @@ fn pndm(
     x: &Tensor,
     denoised: &Tensor,
     step: &Step,
-    denoise: &mut Denoise<'_>,
+    asked: Asked<'_>,
     outputs: &mut Vec<Tensor>,
     prediction: PredictionType,
 ) -> Result<Stepped> {
@@ -164,8 +183,8 @@ fn pndm(
     outputs.insert(0, prediction.output(x, denoised, from)?);
     outputs.truncate(4);
     if let Some(second) = step.second {
-        let predicted = transfer(x, denoised, from, to)?;
-        let again = denoise(&predicted, second.level)?;
+        let predicted = (asked.between)(transfer(x, denoised, from, to)?, second.level)?;
+        let again = (asked.denoise)(&predicted, second.level)?;
         let output = prediction.output(&predicted, &again, second.level.sigma)?;
         let mean = ((output + &outputs[0])? * 0.5)?;
         let denoised = prediction.denoised(x, &mean, second.from_sigma)?;
@@ -225,7 +244,8 @@ mod tests {
         let mut denoise = exact_denoiser(0.25);
         let mut x = Tensor::new(&[[[[schedule.initial_scale as f32]]]], &Device::Cpu).unwrap();
         for step in &schedule.steps {
-            x = sampler.step(&x, step, &mut denoise, &mut noise).unwrap().latents;
+            let asked = Asked { denoise: &mut denoise, between: &mut |x, _| Ok(x), noise: &mut noise };
+            x = sampler.step(&x, step, asked).unwrap().latents;
         }
         x.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0]
     }

@@ -74,6 +74,54 @@ impl Schedule {
         })
     }
 
+    /// The part of the schedule of `steps` steps that a drawing of `strength` takes: the last `steps · strength`, rounded
+    /// down, as diffusers counts them. Noise is added to a picture up to the level where the part begins (SDEdit, Meng et
+    /// al. 2022). A step with two looks at the network stays whole, so a drawing never begins in the middle of one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidParameter`] for more steps than the checkpoint has timesteps, or when no step is left.
+    pub fn last_part(
+        config: &SchedulerConfig,
+        sampler: SamplerKind,
+        spacing: SpacingKind,
+        steps: usize,
+        strength: f64,
+    ) -> Result<Self> {
+        let whole = Self::new(config, sampler, spacing, steps)?;
+        let skipped = steps - steps_of_strength(steps, strength);
+        if skipped == steps {
+            #[expect(clippy::cast_precision_loss, reason = "steps are few")]
+            let least = (1000.0 / steps as f64).ceil() / 1000.0;
+            let message = format!("is {strength}, which leaves no step of {steps} to draw; {least} leaves one");
+            return Err(Error::invalid("strength", message));
+        }
+        Ok(match (sampler, spacing) {
+            _ if skipped == 0 => whole,
+            (SamplerKind::Pndm, SpacingKind::Checkpoint) => whole.pndm_from(skipped, config),
+            _ => whole.from(skipped, sampler),
+        })
+    }
+
+    fn from(mut self, skipped: usize, sampler: SamplerKind) -> Self {
+        self.steps.drain(..skipped);
+        if sampler == SamplerKind::Pndm {
+            self.add_first_look();
+        }
+        self
+    }
+
+    /// PNDM's schedule without the first `skipped` steps, as diffusers' list of timesteps makes it: the second timestep
+    /// stands there twice, for the second look, so what is left of a list that is cut behind it begins one timestep early,
+    /// and its second look replaces a step.
+    fn pndm_from(self, skipped: usize, config: &SchedulerConfig) -> Self {
+        let stride = config.num_train_timesteps / self.steps.len();
+        let mut first = self.steps[(skipped - 1).max(1)];
+        first.second = Some(pndm_look(config, self.steps[skipped].level, stride));
+        let rest = self.steps[skipped + 1..].iter().copied();
+        Self { initial_scale: self.initial_scale, steps: std::iter::once(first).chain(rest).collect() }
+    }
+
     /// DDIM's and PNDM's: from each timestep to the one `N/n` below.
     fn on_timesteps(config: &SchedulerConfig, ends: Ends, steps: usize) -> Self {
         let sigmas = config.training_sigmas(ends.first);
@@ -91,12 +139,9 @@ impl Schedule {
     /// PNDM looks twice in its first step: there is no history yet to extrapolate from (Liu et al. 2022, section 3.3,
     /// with the pseudo improved Euler step of latent diffusion's PLMS).
     fn with_pndm_start(mut self, config: &SchedulerConfig) -> Self {
-        let sigmas = config.training_sigmas(TerminalSigma::Clamped);
         let stride = config.num_train_timesteps / self.steps.len();
         if let [first, second, ..] = &mut self.steps[..] {
-            let from = (index(second.level.timestep) + stride).min(sigmas.len() - 1);
-            first.second =
-                Some(SecondLook { level: second.level, from_sigma: sigmas[from], next_sigma: second.level.sigma });
+            first.second = Some(pndm_look(config, second.level, stride));
         }
         self
     }
@@ -168,6 +213,25 @@ impl Schedule {
         let from_sigma = self.steps[number].level.sigma;
         self.steps[number].second = Some(SecondLook { level, from_sigma, next_sigma: level.sigma });
     }
+}
+
+/// PNDM's second look, at `level`: the step from one stride above it, corrected by what the network gives there.
+fn pndm_look(config: &SchedulerConfig, level: Level, stride: usize) -> SecondLook {
+    let sigmas = config.training_sigmas(TerminalSigma::Clamped);
+    let from = (index(level.timestep) + stride).min(sigmas.len() - 1);
+    SecondLook { level, from_sigma: sigmas[from], next_sigma: level.sigma }
+}
+
+/// How many of `steps` a drawing of `strength` takes, rounded down as diffusers does it.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "steps are few, and the product is not negative"
+)]
+#[must_use]
+pub fn steps_of_strength(steps: usize, strength: f64) -> usize {
+    ((steps as f64 * strength.clamp(0.0, 1.0)) as usize).min(steps)
 }
 
 /// Where DDIM's and PNDM's schedules begin and end.
@@ -267,6 +331,22 @@ mod tests {
             for spacing in SpacingKind::ALL {
                 let schedule = Schedule::new(&config, sampler, spacing, 50).unwrap();
                 assert_eq!(schedule.steps.len(), 50, "{sampler} {spacing}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_strength_leaves_the_last_steps_or_is_refused() {
+        let config = SchedulerConfig::default();
+        for sampler in SamplerKind::ALL {
+            for spacing in SpacingKind::ALL {
+                let whole = Schedule::new(&config, sampler, spacing, 10).unwrap();
+                assert_eq!(Schedule::last_part(&config, sampler, spacing, 10, 1.0).unwrap(), whole);
+                let part = Schedule::last_part(&config, sampler, spacing, 10, 0.39).unwrap();
+                assert_eq!(part.steps.len(), 3, "{sampler} {spacing}");
+                assert_eq!(part.steps[1..], whole.steps[8..], "{sampler} {spacing}");
+                let refused = Schedule::last_part(&config, sampler, spacing, 10, 0.09).unwrap_err().to_string();
+                assert_eq!(refused, "strength: is 0.09, which leaves no step of 10 to draw; 0.1 leaves one");
             }
         }
     }

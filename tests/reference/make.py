@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+import changes
 import checkpoints
 import expected
 import noise
@@ -28,12 +29,25 @@ def checkpoint(name):
     pipe = expected.load(name, folder / "model")
     expected.write_stages(pipe, folder)
     pictures.write_pictures(pipe, folder)
+    changes.write_changes(pipe, folder)
+
+
+def changed(name):
+    """What is drawn from pictures on one checkpoint that is there already."""
+    changes.write_changes(expected.load(name, DATA / name / "model"), DATA / name)
+
+
+def write_all_changes():
+    changes.write_inputs(DATA / "inputs")
+    for name in CHECKPOINTS:
+        changed(name)
 
 
 def main():
     parts = {name: lambda name=name: checkpoint(name) for name in CHECKPOINTS}
     parts["schedules"] = lambda: schedules.write_schedules(DATA / "schedules.json")
     parts["noise"] = lambda: noise.write_noise(DATA / "noise.safetensors")
+    parts["changes"] = write_all_changes
     parts["pocket"] = lambda: pocket.write_pocket(DATA / "pocket")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("part", nargs="*", help=f"what to write, everything by default: {', '.join(parts)}")

@@ -1,0 +1,108 @@
+//! Image to image and inpainting: diffusers' pipelines on the tiny checkpoints, and the filter that resizes pictures.
+
+use std::sync::Arc;
+
+use darkroom::{
+    imaging::resize,
+    pipeline::{Generate, Unwatched},
+    sampling::{SamplerKind, SamplingConfig, SpacingKind},
+};
+use image::{GrayImage, RgbImage};
+use serde::Deserialize;
+
+use crate::support::{CHECKPOINTS, data, json, pipeline, psnr, tensors};
+
+/// The least likeness to diffusers' picture, in dB.
+const LEAST_PSNR: f64 = 50.0;
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    sampler: String,
+    schedule: String,
+    steps: usize,
+    strength: f64,
+    guidance_scale: f64,
+    seed: u64,
+    prompt: String,
+    negative_prompt: Option<String>,
+    height: usize,
+    width: usize,
+    mask: bool,
+}
+
+impl Case {
+    fn config(&self, picture: &Arc<RgbImage>, mask: &Arc<GrayImage>) -> SamplingConfig {
+        let sampler: SamplerKind = self.sampler.parse().unwrap();
+        SamplingConfig {
+            prompt: self.prompt.clone(),
+            negative_prompt: self.negative_prompt.clone().unwrap_or_default(),
+            width: Some(self.width),
+            height: Some(self.height),
+            steps: self.steps,
+            guidance_scale: self.guidance_scale,
+            seed: self.seed,
+            sampler: Some(sampler),
+            scheduler: (self.schedule == "karras").then_some(SpacingKind::Karras),
+            strength: self.strength,
+            image: Some(Arc::clone(picture)),
+            mask: self.mask.then(|| Arc::clone(mask)),
+            ..SamplingConfig::default()
+        }
+    }
+}
+
+fn inputs() -> (Arc<RgbImage>, Arc<GrayImage>) {
+    let open = |name: &str| image::open(data(&format!("inputs/{name}.png"))).unwrap();
+    (Arc::new(open("picture").into_rgb8()), Arc::new(open("mask").into_luma8()))
+}
+
+/// Likeness where the mask is white; elsewhere the drawing has to be the input, byte for byte.
+fn likeness(drawn: &RgbImage, wanted: &[u8], case: &Case, picture: &RgbImage, mask: &GrayImage) -> f64 {
+    let wanted = RgbImage::from_raw(drawn.width(), drawn.height(), wanted.to_vec()).unwrap();
+    if !case.mask {
+        return psnr(drawn.as_raw(), wanted.as_raw());
+    }
+    let (picture, mask) = (resize(picture, drawn.width(), drawn.height()), resize(mask, drawn.width(), drawn.height()));
+    let (mut found, mut meant) = (Vec::new(), Vec::new());
+    for (x, y, white) in mask.enumerate_pixels() {
+        if white.0[0] >= 128 {
+            found.extend(drawn.get_pixel(x, y).0);
+            meant.extend(wanted.get_pixel(x, y).0);
+        } else {
+            assert_eq!(drawn.get_pixel(x, y), picture.get_pixel(x, y), "{}: {x}, {y}", case.name);
+        }
+    }
+    assert!(found.len() > 1000 && found.len() < drawn.as_raw().len() / 2, "the mask is neither empty nor all");
+    psnr(&found, &meant)
+}
+
+#[test]
+fn pictures_are_resized_as_pillow_does_it() {
+    let (picture, _) = inputs();
+    for (size, wanted) in tensors("inputs/resized.safetensors") {
+        let (width, height) = size.split_once('x').unwrap();
+        let resized = resize(&*picture, width.parse().unwrap(), height.parse().unwrap());
+        let wanted: Vec<u8> = wanted.flatten_all().unwrap().to_vec1().unwrap();
+        assert_eq!(resized.as_raw(), &wanted, "{size}");
+    }
+}
+
+#[test]
+fn every_change_is_diffusers_own() {
+    let (picture, mask) = inputs();
+    let mut failures = Vec::new();
+    for name in CHECKPOINTS {
+        let pipeline = pipeline(name);
+        let wanted = tensors(&format!("{name}/changes.safetensors"));
+        for case in json::<Vec<Case>>(&format!("{name}/changes.json")) {
+            let drawn = pipeline.generate(&case.config(&picture, &mask), &mut Unwatched).unwrap();
+            let wanted: Vec<u8> = wanted[&case.name].flatten_all().unwrap().to_vec1().unwrap();
+            let found = likeness(&drawn.images[0].to_rgb8(), &wanted, &case, &picture, &mask);
+            if found < LEAST_PSNR {
+                failures.push(format!("{name}, {}: {found:.1} dB", case.name));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}
