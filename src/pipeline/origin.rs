@@ -8,9 +8,9 @@ use candle_core::{DType, Device, Tensor};
 use image::{DynamicImage, GrayImage, RgbImage};
 
 use crate::{
-    Result,
+    Error, Result,
     image_utils::process_mask,
-    imaging::resize,
+    imaging::{Margins, Plane, Region, cover, resize},
     models::{LatentDistribution, VaeDecoder},
     sampling::{NoiseGenerator, Schedule, noisy},
 };
@@ -18,10 +18,13 @@ use crate::{
 /// A mask's value from which on a pixel is drawn anew.
 const WHITE: u8 = 128;
 
-/// The picture that a request brings along, at the size of the drawing.
+/// The picture that a request brings along.
 #[derive(Debug)]
 pub(super) struct Origin {
-    picture: RgbImage,
+    /// What the drawing is put back into, where there is a mask.
+    canvas: RgbImage,
+    /// The part of the canvas that is drawn.
+    region: Region,
     mask: Option<Mask>,
     /// What the encoder makes of the picture, as the decoder takes it.
     encoded: LatentDistribution,
@@ -29,7 +32,7 @@ pub(super) struct Origin {
 
 #[derive(Debug)]
 struct Mask {
-    /// 255 where a pixel is drawn anew, and less at edges that fade.
+    /// 255 where a pixel of the canvas is drawn anew, and less at edges that fade.
     pixels: GrayImage,
     /// One where latents are drawn anew, zero where they are kept: `(1, 1, h, w)` f32.
     latents: Tensor,
@@ -57,6 +60,8 @@ pub(super) struct Given<'a> {
     pub(super) picture: &'a RgbImage,
     pub(super) mask: Option<&'a GrayImage>,
     pub(super) mask_blur: f32,
+    /// Draws the region of the mask with this margin alone, at the full size of the drawing.
+    pub(super) padding: Option<u32>,
     /// Height and width in pixels.
     pub(super) size: (usize, usize),
     /// Pixels per latent, along a side.
@@ -68,17 +73,38 @@ impl Origin {
     ///
     /// # Errors
     ///
-    /// What `encode` fails with, or the tensor library.
+    /// [`Error::InvalidParameter`] for a mask without white that is to be cropped to; what `encode` fails with, or the
+    /// tensor library.
     pub(super) fn new(
         given: Given<'_>,
         device: &Device,
         encode: impl FnOnce(&Tensor) -> Result<LatentDistribution>,
     ) -> Result<Self> {
-        let (height, width) = (side(given.size.0), side(given.size.1));
-        let picture = resize(given.picture, width, height);
-        let mask = given.mask.map(|mask| Mask::new(mask, given, device)).transpose()?;
-        let encoded = encode(&to_pixels(&picture, device)?)?;
-        Ok(Self { picture, mask, encoded })
+        let drawing = Region { x: 0, y: 0, width: side(given.size.1), height: side(given.size.0) };
+        // A region is cut out of the picture as it is; without one, the picture takes the drawing's size first.
+        let (width, height) = match given.padding {
+            Some(_) => given.picture.dimensions(),
+            None => (drawing.width, drawing.height),
+        };
+        let canvas = resize(given.picture, width, height);
+        let mask = given.mask.map(|mask| process_mask(&DynamicImage::ImageLuma8(mask.clone()), width, height));
+        let (region, inner) = match (given.padding, &mask) {
+            (Some(padding), Some(mask)) => {
+                let black = || Error::invalid("mask", "is black everywhere, so that there is nothing to draw anew");
+                let region = Region::around(mask, padding, (drawing.width, drawing.height)).ok_or_else(black)?;
+                (region, region.fitted(drawing.width, drawing.height))
+            }
+            _ => (drawing, drawing),
+        };
+        let encoded = encode(&to_pixels(&fit(&region.of(&canvas), inner, drawing), device)?)?;
+        let mask = match mask {
+            Some(mask) => {
+                let latents = latents_mask(&fit(&region.of(&mask), inner, drawing), given.factor, device)?;
+                Some(Mask { pixels: faded(mask, given.mask_blur), latents })
+            }
+            None => None,
+        };
+        Ok(Self { canvas, region, mask, encoded })
     }
 
     /// The start of one image. `noise` is the image's own.
@@ -113,40 +139,49 @@ impl Origin {
         Ok(Start { latents, kept })
     }
 
-    /// The drawing with the pixels put back that were to be kept, byte for byte.
-    pub(super) fn put_back(&self, mut drawn: RgbImage) -> RgbImage {
+    /// The picture with what was drawn in it: outside of the mask and of where it fades it is the canvas, byte for byte.
+    pub(super) fn put_back(&self, drawn: RgbImage) -> RgbImage {
         let Some(mask) = &self.mask else { return drawn };
-        for ((new, old), alpha) in drawn.pixels_mut().zip(self.picture.pixels()).zip(mask.pixels.pixels()) {
-            let alpha = u32::from(alpha.0[0]);
-            for (new, old) in new.0.iter_mut().zip(old.0) {
-                let mixed = (u32::from(*new) * alpha + u32::from(old) * (255 - alpha) + 127) / 255;
-                *new = u8::try_from(mixed).unwrap_or(u8::MAX);
+        let drawn = cover(&drawn, self.region.width, self.region.height);
+        let mut picture = self.canvas.clone();
+        for (x, y, new) in drawn.enumerate_pixels() {
+            let (x, y) = (x + self.region.x, y + self.region.y);
+            let alpha = u32::from(mask.pixels.get_pixel(x, y).0[0]);
+            for (old, new) in picture.get_pixel_mut(x, y).0.iter_mut().zip(new.0) {
+                let mixed = (u32::from(new) * alpha + u32::from(*old) * (255 - alpha) + 127) / 255;
+                *old = u8::try_from(mixed).unwrap_or(u8::MAX);
             }
         }
-        drawn
+        picture
     }
 }
 
-impl Mask {
-    fn new(mask: &GrayImage, given: Given<'_>, device: &Device) -> Result<Self> {
-        let (height, width) = given.size;
-        let mut pixels = process_mask(&DynamicImage::ImageLuma8(mask.clone()), side(width), side(height));
-        for pixel in pixels.pixels_mut() {
-            pixel.0[0] = if pixel.0[0] >= WHITE { u8::MAX } else { 0 };
-        }
-        // The nearest pixel above and to the left, as torch's `interpolate` takes it.
-        let (rows, columns) = (height / given.factor, width / given.factor);
-        let at = |index: usize| {
-            let (row, column) = (index / columns * given.factor, index % columns * given.factor);
-            f32::from(u8::from(pixels.get_pixel(side(column), side(row)).0[0] == u8::MAX))
-        };
-        let values: Vec<f32> = (0..rows * columns).map(at).collect();
-        let latents = Tensor::from_vec(values, (1, 1, rows, columns), device)?;
-        if given.mask_blur > 0.0 {
-            pixels = image::imageops::blur(&pixels, given.mask_blur);
-        }
-        Ok(Self { pixels, latents })
+/// A part of a picture on the canvas of a drawing, at `inner`, its edges continued to the canvas's.
+fn fit<P: Plane + Clone>(part: &P, inner: Region, drawing: Region) -> P {
+    let part = resize(part, inner.width, inner.height);
+    let right = drawing.width - inner.width - inner.x;
+    let bottom = drawing.height - inner.height - inner.y;
+    Margins { left: inner.x, top: inner.y, right, bottom }.around(&part)
+}
+
+/// One where latents are drawn anew: `(1, 1, h, w)` f32. A latent is what its first pixel is, as torch's `interpolate` by
+/// nearest takes it.
+fn latents_mask(mask: &GrayImage, factor: usize, device: &Device) -> Result<Tensor> {
+    let (rows, columns) = (mask.height() as usize / factor, mask.width() as usize / factor);
+    let at = |index: usize| {
+        let (row, column) = (index / columns * factor, index % columns * factor);
+        f32::from(u8::from(mask.get_pixel(side(column), side(row)).0[0] >= WHITE))
+    };
+    let values: Vec<f32> = (0..rows * columns).map(at).collect();
+    Ok(Tensor::from_vec(values, (1, 1, rows, columns), device)?)
+}
+
+/// A mask of black and white alone, its edges blurred by a standard deviation of `blur` pixels.
+fn faded(mut mask: GrayImage, blur: f32) -> GrayImage {
+    for pixel in mask.pixels_mut() {
+        pixel.0[0] = if pixel.0[0] >= WHITE { u8::MAX } else { 0 };
     }
+    if blur > 0.0 { image::imageops::blur(&mask, blur) } else { mask }
 }
 
 impl Start {

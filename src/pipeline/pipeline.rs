@@ -84,11 +84,12 @@ impl InferencePipeline {
     fn size(&self, config: &SamplingConfig) -> (usize, usize) {
         let unit = self.spec.vae.factor().max(SIDE_UNIT_PX);
         let (height, width) = match &config.image {
-            Some(picture) => {
+            // A region of the picture is drawn at the model's own size.
+            Some(picture) if config.inpaint_padding.is_none() => {
                 let side = |side: u32| side as usize / unit * unit;
                 (side(picture.height()), side(picture.width()))
             }
-            None => (self.info.height, self.info.width),
+            _ => (self.info.height, self.info.width),
         };
         (config.height.unwrap_or(height), config.width.unwrap_or(width))
     }
@@ -313,7 +314,7 @@ impl InferencePipeline {
 
     fn origin(&self, config: &SamplingConfig, picture: &RgbImage, size: (usize, usize)) -> Result<Origin> {
         let (mask, factor) = (config.mask.as_deref(), self.spec.vae.factor());
-        let given = Given { picture, mask, mask_blur: config.mask_blur, size, factor };
+        let given = Given { picture, mask, mask_blur: config.mask_blur, padding: config.inpaint_padding, size, factor };
         Origin::new(given, &self.networks.device, |pixels| self.encode(pixels))
     }
 }

@@ -18,6 +18,7 @@ const STEPS: std::ops::RangeInclusive<usize> = 1..=150;
 const GUIDANCE: std::ops::RangeInclusive<f64> = 0.0..=30.0;
 const MAX_CLIP_SKIP: usize = 12;
 const MAX_MASK_BLUR: f32 = 64.0;
+const MAX_PADDING: u32 = 512;
 
 /// How much of a picture is drawn anew when a request does not say.
 pub const DEFAULT_STRENGTH: f64 = 0.75;
@@ -53,6 +54,9 @@ pub struct SamplingConfig {
     pub mask: Option<Arc<GrayImage>>,
     /// How far the mask's edge fades, as a standard deviation in pixels of the drawing, 0..=64.
     pub mask_blur: f32,
+    /// Draws the region of the mask with a margin of this many pixels of `image`, 0..=512, at the full size of the drawing,
+    /// and puts it back into `image`; `None` draws the whole picture.
+    pub inpaint_padding: Option<u32>,
     /// The part of the noise that is added to `image`, and of the steps that are drawn: above 0, up to 1.
     pub strength: f64,
     /// How many of the text encoder's last layers to leave out, 0..=12 and fewer than it has.
@@ -77,6 +81,7 @@ impl Default for SamplingConfig {
             image: None,
             mask: None,
             mask_blur: 0.0,
+            inpaint_padding: None,
             strength: DEFAULT_STRENGTH,
             clip_skip: 0,
             preview_every: 0,
@@ -172,6 +177,14 @@ impl SamplingConfig {
         if !(0.0..=MAX_MASK_BLUR).contains(&self.mask_blur) {
             let message = format!("is {}; 0 to {MAX_MASK_BLUR} pixels are allowed", self.mask_blur);
             return Err(Error::invalid("mask_blur", message));
+        }
+        if let Some(padding) = self.inpaint_padding {
+            if self.mask.is_none() {
+                return Err(Error::invalid("inpaint_padding", format!("is {padding}, without a mask to crop to")));
+            }
+            if padding > MAX_PADDING {
+                return Err(Error::invalid("inpaint_padding", format!("is {padding}; 0 to {MAX_PADDING} is allowed")));
+            }
         }
         if self.mask_blur > 0.0 && self.mask.is_none() {
             return Err(Error::invalid("mask_blur", format!("is {}, without a mask to blur", self.mask_blur)));

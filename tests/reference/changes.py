@@ -42,7 +42,7 @@ def input_mask():
 def cases(config, latent_channels):
     """[(name, case)]."""
     own = OWN[config["_class_name"]]
-    usual = {**USUAL, "strength": 0.6, "mask": False}
+    usual = {**USUAL, "strength": 0.6, "mask": False, "padding": None}
     zero_snr = config.get("rescale_betas_zero_snr", False)
     samplers = [name for name in CLASSES if not (zero_snr and name in IGNORE_ZERO_SNR)]
     found = [(f"image.{sampler}", {"sampler": sampler}) for sampler in samplers]
@@ -62,6 +62,8 @@ def cases(config, latent_channels):
     found += [(f"mask.{sampler}", {"sampler": sampler, "mask": True}) for sampler in samplers]
     found += [
         ("mask.whole", {"sampler": own, "mask": True, "strength": 1.0}),
+        ("mask.region", {"sampler": own, "mask": True, "padding": 4}),
+        ("mask.wide_region", {"sampler": own, "mask": True, "padding": 40, "width": 96}),
         ("mask.karras", {"sampler": "dpmpp_2m", "schedule": "karras", "mask": True, "strength": 1.0}),
     ]
     return [(name, {**usual, **case}) for name, case in found]
@@ -82,6 +84,7 @@ def draw(pipe, config, case, picture, mask):
     inputs = {"image": picture}
     if case["mask"]:
         inputs |= {"mask_image": mask, "height": case["height"], "width": case["width"]}
+        inputs["padding_mask_crop"] = case["padding"]
     else:
         # This pipeline draws at its picture's size: resized as its own preprocessing would, by the same filter.
         inputs["image"] = changed.image_processor.resize(picture, size[1], size[0])
@@ -92,7 +95,7 @@ def draw(pipe, config, case, picture, mask):
         strength=case["strength"],
         guidance_scale=case["guidance_scale"],
         generator=torch.Generator("cpu").manual_seed(case["seed"]),
-        output_type="latent",
+        output_type="latent" if case["padding"] is None else "pil",
         **inputs,
     ).images
 
@@ -102,7 +105,9 @@ def write_changes(pipe, folder):
     picture, mask = input_picture(3), input_mask()
     rows, tensors = [], {}
     for name, case in cases(config, pipe.vae.config.latent_channels):
-        tensors[name] = decode(pipe, draw(pipe, config, case, picture, mask))
+        drawn = draw(pipe, config, case, picture, mask)
+        whole = case["padding"] is None
+        tensors[name] = decode(pipe, drawn) if whole else torch.from_numpy(np.array(drawn[0]))
         rows.append({"name": name, **case})
     write_compact(folder / "changes.json", rows)
     write_tensors(folder / "changes.safetensors", tensors)

@@ -29,6 +29,7 @@ struct Case {
     height: usize,
     width: usize,
     mask: bool,
+    padding: Option<u32>,
 }
 
 impl Case {
@@ -45,6 +46,7 @@ impl Case {
             sampler: Some(sampler),
             scheduler: (self.schedule == "karras").then_some(SpacingKind::Karras),
             strength: self.strength,
+            inpaint_padding: self.padding,
             image: Some(Arc::clone(picture)),
             mask: self.mask.then(|| Arc::clone(mask)),
             ..SamplingConfig::default()
