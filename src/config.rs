@@ -347,9 +347,9 @@ pub struct PictureConfig {
     /// File to write; .png, .jpg, .jpeg or .webp decides the format; of several images, image 0 of fox.png is fox-0.png
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
-    /// What to steer away from
-    #[arg(long, default_value = "", value_name = "TEXT")]
-    pub negative_prompt: String,
+    /// What to steer away from; Stable Diffusion XL draws one picture without it and another for ""
+    #[arg(long, value_name = "TEXT")]
+    pub negative_prompt: Option<String>,
     /// Width in pixels, a multiple of 8 [default: the model's]
     #[arg(long, value_name = "PIXELS")]
     pub width: Option<usize>,

@@ -20,7 +20,7 @@ pub fn random_seed(n: usize) -> u64 {
 #[derive(Debug, Serialize)]
 pub struct DrawingParameters<'a> {
     prompt: &'a str,
-    negative_prompt: &'a str,
+    negative_prompt: Option<&'a str>,
     width: Option<usize>,
     height: Option<usize>,
     steps: usize,
@@ -38,7 +38,7 @@ impl<'a> DrawingParameters<'a> {
     pub fn of_request(config: &'a SamplingConfig) -> Self {
         Self {
             prompt: &config.prompt,
-            negative_prompt: &config.negative_prompt,
+            negative_prompt: config.negative_prompt.as_deref(),
             width: config.width,
             height: config.height,
             steps: config.steps,

@@ -256,9 +256,29 @@ fn what_the_caller_should_know_is_said() {
     let long = SamplingConfig { prompt: "a very long prompt ".repeat(20), ..config(1) };
     let warnings = pipeline.generate(&long, &mut Told::default()).unwrap().warnings;
     assert!(warnings[0].starts_with("prompt was cut: this model reads 14 tokens, the last "), "{warnings:?}");
-    let unguided = SamplingConfig { negative_prompt: "blurry".into(), guidance_scale: 1.0, ..config(1) };
+    let unguided = SamplingConfig { negative_prompt: Some("blurry".into()), guidance_scale: 1.0, ..config(1) };
     let warnings = pipeline.generate(&unguided, &mut Told::default()).unwrap().warnings;
     assert_eq!(warnings, ["negative_prompt has no effect at guidance_scale 1; above 1 it has"]);
+    let empty = SamplingConfig { negative_prompt: Some(String::new()), ..unguided };
+    assert_eq!(pipeline.generate(&empty, &mut Told::default()).unwrap().warnings, [""; 0]);
+}
+
+#[test]
+fn an_empty_negative_prompt_is_an_absent_one_except_where_absent_means_zeros() {
+    let draw = |root: &Path, negative: Option<&str>| {
+        let negative_prompt = negative.map(str::to_owned);
+        let config = SamplingConfig { negative_prompt, ..config(2) };
+        bytes(&load(root).unwrap().generate(&config, &mut Told::default()).unwrap().images[0]).to_vec()
+    };
+    for name in ["sd15", "sd2"] {
+        assert_eq!(draw(&reference(name), None), draw(&reference(name), Some("")), "{name}");
+    }
+    let xl = copy("sdxl");
+    let empty = draw(xl.path(), Some(""));
+    assert_ne!(draw(xl.path(), None), empty);
+    set(xl.path(), "model_index.json", "force_zeros_for_empty_prompt", Value::from(false));
+    assert_eq!(draw(xl.path(), None), empty);
+    assert_eq!(draw(xl.path(), Some("")), empty);
 }
 
 #[test]

@@ -52,6 +52,14 @@ async fn one_picture_goes_to_its_file_and_several_are_numbered() {
     assert_eq!(names(folder.path()), ["fox-0.jpg", "fox-1.jpg", "fox.png"]);
 }
 
+#[test]
+fn a_negative_prompt_may_be_absent_or_empty() {
+    let negative = |more: &[&str]| parse(Path::new("fox.png"), more).picture.negative_prompt;
+    assert_eq!(negative(&[]), None);
+    assert_eq!(negative(&["--negative-prompt", ""]), Some(String::new()));
+    assert_eq!(negative(&["--negative-prompt", "blurry"]), Some("blurry".to_owned()));
+}
+
 #[tokio::test]
 async fn what_cannot_be_drawn_or_written_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();

@@ -68,7 +68,7 @@ async fn a_job_is_accepted_drawn_and_fetched() {
         "created_at": null, "started_at": null, "finished_at": null,
         "timings": { "queue_ms": null, "encode_ms": 0, "denoise_ms": 0, "decode_ms": 0, "total_ms": null },
         "request": {
-            "prompt": "a fox", "negative_prompt": "", "width": 64, "height": 64, "steps": 2, "guidance_scale": 1.0,
+            "prompt": "a fox", "negative_prompt": null, "width": 64, "height": 64, "steps": 2, "guidance_scale": 1.0,
             "seed": 42, "n": 2, "sampler": "euler", "scheduler": "checkpoint", "clip_skip": 0, "preview_every": 0,
             "output": { "format": "png", "metadata": true },
             "deadline_ms": null, "on_disconnect": "continue", "tag": "mine",
@@ -85,6 +85,25 @@ async fn a_job_is_accepted_drawn_and_fetched() {
     let list = get(address, "/jobs?status=succeeded&limit=1").await.json();
     assert_eq!((&list["jobs"][0]["job_id"], &list["next"]), (&json!(id), &Value::Null));
     assert_eq!(delete(address, &format!("/jobs/{id}")).await.status, 200);
+}
+
+#[tokio::test]
+async fn an_absent_negative_prompt_stays_absent_and_an_empty_one_empty() {
+    let Worker { address, hands, .. } = ready().await;
+    drop(hands);
+    for (body, used) in [
+        (json!({ "prompt": "a fox" }), Value::Null),
+        (json!({ "prompt": "a fox", "negative_prompt": null }), Value::Null),
+        (json!({ "prompt": "a fox", "negative_prompt": "" }), json!("")),
+        (json!({ "prompt": "a fox", "negative_prompt": "blurry" }), json!("blurry")),
+    ] {
+        let png = generate(address, &[("Accept", "image/png")], &body).await;
+        assert_eq!(job(address, png.header("x-job-id").unwrap()).await["request"]["negative_prompt"], used, "{body}");
+        let reader = png::Decoder::new(Cursor::new(&png.body)).read_info().unwrap();
+        let texts = reader.info().utf8_text.iter().map(|chunk| chunk.get_text().unwrap());
+        let written: Vec<Value> = texts.filter_map(|text| serde_json::from_str(&text).ok()).collect();
+        assert_eq!(written[0]["negative_prompt"], used, "{body}");
+    }
 }
 
 #[tokio::test]

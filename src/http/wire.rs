@@ -120,7 +120,7 @@ impl GenerateBody {
         };
         let config = SamplingConfig {
             prompt,
-            negative_prompt: self.negative_prompt.unwrap_or_default(),
+            negative_prompt: self.negative_prompt,
             width: Some(whole("width", self.width, model.width)?),
             height: Some(whole("height", self.height, model.height)?),
             steps: whole("steps", self.steps, model.default_steps)?,

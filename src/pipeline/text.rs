@@ -112,9 +112,13 @@ pub(super) fn condition(
     (height, width): (usize, usize),
     warnings: &mut Vec<String>,
 ) -> Result<Conditioning> {
-    let (prompt, negative) = (config.prompt.as_str(), config.negative_prompt.as_str());
-    let without_text =
-        negative.is_empty() && spec.family == Family::StableDiffusionXl && spec.force_zeros_for_empty_prompt;
+    let prompt = config.prompt.as_str();
+    // An absent negative prompt may be zeros, an empty one never is: as diffusers' pipeline for SDXL has it, whatever the
+    // key in its index is called.
+    let without_text = config.negative_prompt.is_none()
+        && spec.family == Family::StableDiffusionXl
+        && spec.force_zeros_for_empty_prompt;
+    let negative = config.negative_prompt.as_deref().unwrap_or_default();
     let texts = if is_guided(config) && !without_text {
         // As in diffusers, layers are left out for the prompt alone.
         encode_all(encoders, spec.family, &[negative, prompt], &[0, config.clip_skip])?
