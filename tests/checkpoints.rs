@@ -281,6 +281,73 @@ fn an_empty_negative_prompt_is_an_absent_one_except_where_absent_means_zeros() {
     assert_eq!(draw(xl.path(), Some("")), empty);
 }
 
+/// A file of a tokenizer that numbers one token more.
+fn one_more_token(root: &Path, token: &str) {
+    let file = root.join("tokenizer/added_tokens.json");
+    let vocabulary: Value = serde_json::from_slice(&fs::read(root.join("tokenizer/vocab.json")).unwrap()).unwrap();
+    let next = vocabulary.as_object().unwrap().len();
+    fs::write(file, serde_json::json!({ token: next }).to_string()).unwrap();
+}
+
+#[test]
+fn a_token_that_the_text_encoder_does_not_know_is_refused_where_a_prompt_has_it() {
+    let folder = copy("sd15");
+    one_more_token(folder.path(), "<cat-toy>");
+    let pipeline = load(folder.path()).unwrap();
+    pipeline.check(&config(1)).unwrap();
+    let toy = SamplingConfig { prompt: "a <cat-toy>!".into(), ..config(1) };
+    let negative = SamplingConfig { negative_prompt: Some("<cat-toy>".into()), ..config(1) };
+    for (config, field) in [(&toy, "prompt"), (&negative, "negative_prompt")] {
+        let error = pipeline.check(config).unwrap_err();
+        assert!(matches!(error, Error::UnsupportedParameter { field: named, .. } if named == field), "{error}");
+        let message = error.to_string();
+        let said = format!("{field}: has the token \"<cat-toy>\" of id ");
+        assert!(message.starts_with(&said) && message.contains("text encoder knows ids below"), "{message}");
+    }
+    // What is not read is not refused.
+    pipeline.check(&SamplingConfig { guidance_scale: 1.0, ..negative }).unwrap();
+    let late = SamplingConfig { prompt: "a very long prompt ".repeat(20) + "<cat-toy>", ..config(1) };
+    pipeline.check(&late).unwrap();
+}
+
+#[test]
+fn a_start_end_or_padding_that_the_text_encoder_does_not_know_is_refused_at_once() {
+    for key in ["bos_token", "eos_token", "pad_token"] {
+        let folder = copy("sd15");
+        set(folder.path(), "tokenizer/special_tokens_map.json", key, Value::from("<odd>"));
+        let message = refused(folder.path());
+        let path = folder.path().join("tokenizer/vocab.json");
+        let said = format!("{}: has no token \"<odd>\", the {key}, among the ", path.display());
+        assert!(message.starts_with(&said), "{message}");
+    }
+}
+
+#[test]
+fn tokenizers_of_different_lengths_are_refused() {
+    let folder = copy("sdxl");
+    set(folder.path(), "tokenizer_2/tokenizer_config.json", "model_max_length", Value::from(12));
+    let message = refused(folder.path());
+    let path = folder.path().join("tokenizer_2/tokenizer_config.json");
+    let said = "model_max_length leaves 12 tokens, the first tokenizer gives 16; they have to be the same";
+    assert_eq!(message, format!("{}: {said}", path.display()));
+}
+
+#[test]
+fn a_tokenizer_json_of_another_kind_is_refused() {
+    for (key, value, said) in [
+        ("vocab", serde_json::json!([["a", 0.0]]), "expected a map"),
+        ("merges", serde_json::json!(["a b", "ab"]), "has the merge \"ab\", which is no pair"),
+    ] {
+        let folder = copy("sd2v");
+        let path = folder.path().join("tokenizer/tokenizer.json");
+        let mut json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        json["model"][key] = value;
+        fs::write(&path, json.to_string()).unwrap();
+        let message = refused(folder.path());
+        assert!(message.starts_with(&path.display().to_string()) && message.contains(said), "{message}");
+    }
+}
+
 #[test]
 fn weights_that_are_no_numbers_fail_the_job_and_draw_no_black_picture() {
     let folder = copy("sd2v");

@@ -3,6 +3,7 @@
 //! Owns the reading of checkpoints and the networks of the Stable Diffusion family. It must not know the queue or the
 //! network server. Next: `pipeline` puts the networks together.
 
+mod added_tokens;
 mod bundled;
 mod checkpoint;
 mod clip;
@@ -24,7 +25,7 @@ pub use device::{DeviceChoice, DtypeChoice, device_name};
 pub use hub::Hub;
 pub use source::ModelSource;
 pub use spec::{Family, ModelSpec, TextEncoderSpec};
-pub use tokenizer::{PromptTokenizer, Tokens};
+pub use tokenizer::{PromptTokenizer, TextWindow, Tokens};
 pub use unet::{Added, Conditioning, Prepared, Unet};
 pub use unet_config::{PerBlock, UnetConfig};
 pub use vae::VaeDecoder;

@@ -6,8 +6,8 @@ use super::{InferencePipeline, ModelInfo, pipeline::Networks, text::TextEncoder}
 use crate::{
     Error, Result,
     models::{
-        BUNDLED_MODEL_NAME, Checkpoint, DeviceChoice, DtypeChoice, Hub, ModelSource, ModelSpec, PromptTokenizer, Unet,
-        VaeDecoder, device_name,
+        BUNDLED_MODEL_NAME, Checkpoint, DeviceChoice, DtypeChoice, Hub, ModelSource, ModelSpec, PromptTokenizer,
+        TextWindow, Unet, VaeDecoder, device_name,
     },
     nn::{LoadProgress, Weights},
     sampling::Limits,
@@ -65,12 +65,15 @@ impl InferencePipeline {
 
         let encoder = |(number, weights): (usize, &Weights)| {
             let described = &spec.text_encoders[number];
-            let window = described.config.max_position_embeddings;
+            let config = &described.config;
+            let window = TextWindow { tokens: config.max_position_embeddings, vocabulary: config.vocab_size };
             let tokenizer = PromptTokenizer::load(&checkpoint, described.tokenizer, window)?;
             TextEncoder::new(&spec, number, tokenizer, weights)
         };
+        let text = encoders.iter().enumerate().map(encoder).collect::<Result<Vec<_>>>()?;
+        check_windows(&spec, &checkpoint, &text)?;
         let networks = Networks {
-            text: encoders.iter().enumerate().map(encoder).collect::<Result<_>>()?,
+            text,
             unet: Unet::new(&spec.unet, &unet)?,
             vae: VaeDecoder::new(&spec.vae, &vae)?,
             vae_dtype,
@@ -94,6 +97,21 @@ impl InferencePipeline {
             limits: options.limits,
         };
         Ok(Self { spec, info, networks, checkpoint })
+    }
+}
+
+/// Checks that the encoders' states can lie side by side.
+fn check_windows(spec: &ModelSpec, checkpoint: &Checkpoint, encoders: &[TextEncoder]) -> Result<()> {
+    let first = encoders[0].window();
+    match encoders.iter().zip(&spec.text_encoders).find(|(encoder, _)| encoder.window() != first) {
+        None => Ok(()),
+        Some((encoder, described)) => Err(Error::UnsupportedCheckpoint {
+            path: checkpoint.path(&format!("{}/tokenizer_config.json", described.tokenizer)),
+            message: format!(
+                "model_max_length leaves {} tokens, the first tokenizer gives {first}; they have to be the same",
+                encoder.window()
+            ),
+        }),
     }
 }
 

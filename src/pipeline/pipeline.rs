@@ -199,6 +199,7 @@ impl Generate for InferencePipeline {
             let message = format!("is {}; this model's text encoder allows 0 to {most}", config.clip_skip);
             return Err(Error::invalid("clip_skip", message));
         }
+        text::check(&self.networks.text, config)?;
         self.schedule(config).map(|_| ())
     }
 }

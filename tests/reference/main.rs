@@ -4,3 +4,4 @@ mod networks;
 mod pictures;
 mod sampling;
 mod support;
+mod tokenizing;

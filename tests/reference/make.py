@@ -16,6 +16,7 @@ import noise
 import pictures
 import pocket
 import schedules
+import tokenizing
 from shapes import CHECKPOINTS
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -33,6 +34,7 @@ def checkpoint(name):
 def main():
     parts = {name: lambda name=name: checkpoint(name) for name in CHECKPOINTS}
     parts["schedules"] = lambda: schedules.write_schedules(DATA / "schedules.json")
+    parts["tokenizers"] = lambda: tokenizing.write_tokenizers(DATA)
     parts["noise"] = lambda: noise.write_noise(DATA / "noise.safetensors")
     parts["pocket"] = lambda: pocket.write_pocket(DATA / "pocket")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])

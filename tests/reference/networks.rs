@@ -2,7 +2,10 @@
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 use darkroom::{
-    models::{Added, Checkpoint, Conditioning, ModelSource, ModelSpec, PromptTokenizer, Unet, VaeDecoder, VaeEncoder},
+    models::{
+        Added, Checkpoint, Conditioning, ModelSource, ModelSpec, PromptTokenizer, TextWindow, Unet, VaeDecoder,
+        VaeEncoder,
+    },
     nn::{LoadProgress, Weights},
     sampling::NoiseGenerator,
 };
@@ -37,10 +40,11 @@ fn prompts_become_the_ids_that_transformers_gives() {
         let spec = spec(name);
         for (number, encoder) in spec.text_encoders.iter().enumerate() {
             let window = encoder.config.max_position_embeddings;
-            let tokenizer = PromptTokenizer::load(&checkpoint(name), encoder.tokenizer, window).unwrap();
+            let tokens = TextWindow { tokens: window, vocabulary: encoder.config.vocab_size };
+            let tokenizer = PromptTokenizer::load(&checkpoint(name), encoder.tokenizer, tokens).unwrap();
             for case in json::<Vec<PromptTokens>>(&format!("{name}/tokens.json")) {
                 let wanted = if number == 0 { &case.tokenizer } else { case.tokenizer_2.as_ref().unwrap() };
-                let found = tokenizer.encode(&case.prompt).unwrap();
+                let found = tokenizer.encode("prompt", &case.prompt).unwrap();
                 assert_eq!(found.ids, wanted.ids, "{name}, {:?}", case.prompt);
                 let left_out = wanted.whole.len() - wanted.whole.len().min(window);
                 assert_eq!((found.left_out, found.left_out > 0), (left_out, wanted.cut), "{name}, {:?}", case.prompt);
