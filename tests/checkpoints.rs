@@ -93,6 +93,44 @@ fn a_truncated_weight_file_is_named() {
 }
 
 #[test]
+fn a_file_that_is_another_kind_of_file_is_named_as_what_it_is() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daa\nsize 3438167540\n";
+    let lfs = "is a Git LFS pointer to 3438167540 bytes and not the file itself: run `git lfs pull`";
+    let page = "\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>";
+    for (file, bytes, said) in [
+        (WEIGHTS, pointer.as_bytes(), lfs),
+        ("model_index.json", pointer.as_bytes(), lfs),
+        ("vae/config.json", pointer.as_bytes(), lfs),
+        ("tokenizer/vocab.json", pointer.as_bytes(), lfs),
+        ("tokenizer/merges.txt", pointer.as_bytes(), lfs),
+        (WEIGHTS, page.as_bytes(), "is a web page"),
+        ("unet/config.json", page.as_bytes(), "is a web page"),
+        ("tokenizer/merges.txt", page.as_bytes(), "is a web page"),
+        (WEIGHTS, b"", "is empty: fetch the file again"),
+        ("scheduler/scheduler_config.json", b"", "is empty: fetch the file again"),
+        ("tokenizer/merges.txt", b"", "is empty: fetch the file again"),
+        (WEIGHTS, b"PK\x03\x04\0\0\x08\x08\0\0archive/data.pkl", "is a zip archive, as PyTorch writes pickled weights"),
+        (WEIGHTS, b"\x80\x02ccollections\nOrderedDict\n", "is pickled weights, which may run code"),
+    ] {
+        let folder = copy("sd15");
+        let path = folder.path().join(file);
+        fs::write(&path, bytes).unwrap();
+        let message = refused(folder.path());
+        assert!(message.starts_with(&format!("{}: {said}", path.display())), "{message}");
+    }
+    // A shard, and the index of shards.
+    for file in [
+        "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
+        "unet/diffusion_pytorch_model.safetensors.index.json",
+    ] {
+        let folder = copy("sd2");
+        let path = folder.path().join(file);
+        fs::write(&path, pointer).unwrap();
+        assert!(refused(folder.path()).starts_with(&format!("{}: {lfs}", path.display())));
+    }
+}
+
+#[test]
 fn a_tensor_of_the_wrong_shape_is_named_with_both_shapes() {
     let folder = copy("sd15");
     let config: Value = serde_json::from_slice(&fs::read(folder.path().join("unet/config.json")).unwrap()).unwrap();

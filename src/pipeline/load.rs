@@ -7,7 +7,7 @@ use crate::{
     Error, Result,
     models::{
         BUNDLED_MODEL_NAME, Checkpoint, DeviceChoice, DtypeChoice, Hub, ModelSource, ModelSpec, PromptTokenizer,
-        TextWindow, Unet, VaeDecoder, device_name,
+        TextWindow, Unet, VaeDecoder, checkpoint_folder, device_name, repository_name,
     },
     nn::{LoadProgress, Weights},
     sampling::Limits,
@@ -123,9 +123,10 @@ fn locate(source: &ModelSource, progress: &mut dyn FnMut(f32)) -> Result<(Checkp
             let wanted = "this program was built without the feature \"bundled-model\"; name a directory or a hub id";
             Err(Error::MissingFile { path: BUNDLED_MODEL_NAME.into(), wanted: wanted.to_owned() })
         }
-        ModelSource::Directory(path) => Ok((Checkpoint::Directory(path.clone()), 0.0)),
+        ModelSource::Directory(path) => Ok((Checkpoint::Directory(checkpoint_folder(path)?), 0.0)),
         ModelSource::Hub(id) => {
-            let root = Hub::default().fetch(id, &mut |part| progress(part / 2.0))?;
+            let hub = Hub::from_env().map_err(|message| Error::Hub { repository: id.clone(), message })?;
+            let root = hub.fetch(id, &mut |part| progress(part / 2.0))?;
             Ok((Checkpoint::Directory(root), 0.5))
         }
     }
@@ -137,7 +138,8 @@ fn name(source: &ModelSource) -> String {
         ModelSource::Hub(id) => id.clone(),
         ModelSource::Directory(path) => {
             let full = path.canonicalize().unwrap_or_else(|_| path.clone());
-            full.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+            let folder = || full.file_name().map(|name| name.to_string_lossy().into_owned());
+            repository_name(&full).or_else(folder).unwrap_or_else(|| path.display().to_string())
         }
     }
 }
