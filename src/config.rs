@@ -176,7 +176,8 @@ pub struct ListenConfig {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelConfig {
-    /// The model: "bundled", a directory in diffusers layout, or a hub id such as owner/name
+    /// The model: "bundled", a directory in diffusers layout or a repository of a hub's cache, or a hub id such
+    /// as owner/name; HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE count
     #[arg(long, env = "DARKROOM_MODEL")]
     #[cfg_attr(feature = "bundled-model", arg(default_value = "bundled"))]
     pub model: Option<String>,

@@ -279,7 +279,13 @@ fn a_new_commit_is_a_new_snapshot_with_all_its_files() {
     let newer = "fedcba9876543210fedcba9876543210fedcba98";
     *server.commit.lock().unwrap() = newer;
     server.files.lock().unwrap().insert("unet/config.json".to_owned(), b"{\"u\": 20}".to_vec());
+    server.requests.lock().unwrap().clear();
     let second = fetch(&hub(&address, &cache)).unwrap();
+    // What did not change is asked after once, and not transferred again.
+    let asked = server.requests.lock().unwrap().split_off(0);
+    let of_weights = asked.iter().filter(|path| path.ends_with(WEIGHTS)).count();
+    assert_eq!(of_weights, 2, "{asked:?}");
+    assert_eq!(fs::read(second.join(WEIGHTS)).unwrap(), files()[WEIGHTS]);
     assert!(second.ends_with(format!("snapshots/{newer}")) && first != second);
     assert_eq!(below(&first), below(&second));
     assert_eq!(fs::read(second.join("unet/config.json")).unwrap(), b"{\"u\": 20}");

@@ -1,7 +1,8 @@
 //! Fetching a checkpoint from a Hugging Face hub into the local cache.
 //!
 //! Owns which files of a repository are needed and where they end up; `hf-hub` owns the protocol and the cache, which it
-//! shares with every other program on the machine. Next: the directory it returns is opened as any other.
+//! shares with every other program on the machine. Next: the directory it returns is opened as any other. The file is a little
+//! long with its tests, which list what repositories hold.
 
 use std::{
     collections::BTreeSet,
@@ -10,10 +11,10 @@ use std::{
 };
 
 use hf_hub::{
-    Cache, Repo, RepoType,
+    Cache, CacheRepo, Repo, RepoType,
     api::{
         Progress, RepoInfo,
-        sync::{ApiBuilder, ApiError, ApiRepo},
+        sync::{Api, ApiBuilder, ApiError, ApiRepo},
     },
 };
 
@@ -62,7 +63,9 @@ impl Hub {
             return whole_snapshot(&cached, revision)
                 .map_err(|missing| failed(format!("cannot be fetched, because HF_HUB_OFFLINE is set, and {missing}")));
         }
-        let remote = self.connect(name, revision).map_err(failed)?;
+        let api = self.connect().map_err(failed)?;
+        let repository = Repo::with_revision(name.to_owned(), RepoType::Model, revision.to_owned());
+        let remote = api.repo(repository.clone());
         let listing = match self.list(&remote) {
             Ok(listing) => listing,
             Err(error) => {
@@ -78,7 +81,9 @@ impl Hub {
             return Err(failed(format!("{} gave {:?}, which is no commit", self.endpoint, listing.sha)));
         }
         let root = cached.snapshot(&listing.sha);
-        let fetch = Fetch { remote: &remote, root: &root, cache: &self.cache };
+        let cache = Cache::new(self.cache.clone()).repo(repository);
+        let has_others = cache.blob_path("").is_dir();
+        let fetch = Fetch { api: &api, remote: &remote, cache: &cache, kept_in: &self.cache, has_others, root: &root };
         let (settings, weights) = (SETTINGS_SHARE, 1.0 - SETTINGS_SHARE);
         fetch.files(&plan.settings, &mut |part| progress(part * settings)).map_err(failed)?;
         // The index is fetched last, so where it is the rest is, too.
@@ -88,14 +93,13 @@ impl Hub {
         Ok(root)
     }
 
-    fn connect(&self, name: &str, revision: &str) -> Result<ApiRepo, String> {
+    fn connect(&self) -> Result<Api, String> {
         let builder = ApiBuilder::from_cache(Cache::new(self.cache.clone()))
             .with_endpoint(self.endpoint.clone())
             .with_token(self.token.clone())
             .with_progress(false)
             .with_retries(RETRIES);
-        let api = builder.build().map_err(|error| format!("cannot set up the connection: {error}"))?;
-        Ok(api.repo(Repo::with_revision(name.to_owned(), RepoType::Model, revision.to_owned())))
+        builder.build().map_err(|error| format!("cannot set up the connection: {error}"))
     }
 
     /// The repository's files.
@@ -185,10 +189,15 @@ fn is_setting(name: &str) -> bool {
 
 /// Fetches files of one commit.
 struct Fetch<'a> {
+    api: &'a Api,
     remote: &'a ApiRepo,
+    /// The repository in the cache.
+    cache: &'a CacheRepo,
+    kept_in: &'a Path,
+    /// Whether files of other commits may be there.
+    has_others: bool,
     /// The commit's folder in the cache.
     root: &'a Path,
-    cache: &'a Path,
 }
 
 impl Fetch<'_> {
@@ -213,11 +222,40 @@ impl Fetch<'_> {
             // It leads nowhere: the blob was deleted, and the link would be in the way of a new one.
             std::fs::remove_file(&path).map_err(|error| format!("{}: {error}", path.display()))?;
         }
-        self.remote.download_with_progress(name, watch).map_err(|error| match error {
-            ApiError::IoError(error) => format!("{name}: cannot be kept in {}: {error}", self.cache.display()),
+        let failed = |error: ApiError| match error {
+            ApiError::IoError(error) => format!("{name}: cannot be kept in {}: {error}", self.kept_in.display()),
             error => format!("{name}: {}", explain(&error.to_string())),
-        })?;
+        };
+        if !self.link(name, &path).map_err(failed)? {
+            self.remote.download_with_progress(name, watch).map_err(failed)?;
+        }
         if path.exists() { Ok(()) } else { Err(format!("{name}: the repository changed meanwhile; try again")) }
+    }
+
+    /// Whether a file is there already from another commit, and now in this one, too: most commits change few files, and
+    /// weights are large.
+    fn link(&self, name: &str, path: &Path) -> Result<bool, ApiError> {
+        if !self.has_others {
+            return Ok(false);
+        }
+        let known = self.api.metadata(&self.remote.url(name))?;
+        let blob = self.cache.blob_path(known.etag());
+        let is_whole = blob.metadata().is_ok_and(|found| found.len() == known.size() as u64);
+        if !is_whole || !self.root.ends_with(known.commit_hash()) {
+            return Ok(false);
+        }
+        let folder = path.parent().unwrap_or(self.root);
+        std::fs::create_dir_all(folder)?;
+        #[cfg(unix)]
+        {
+            // Relative, so that a cache can be moved.
+            let up = folder.components().count() - self.root.components().count() + 2;
+            std::os::unix::fs::symlink(Path::new(&"../".repeat(up)).join("blobs").join(known.etag()), path)?;
+        }
+        #[cfg(not(unix))]
+        std::fs::hard_link(&blob, path)?;
+        self.cache.create_ref(known.commit_hash())?;
+        Ok(true)
     }
 }
 
