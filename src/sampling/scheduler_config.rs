@@ -340,7 +340,7 @@ impl Reader<'_> {
         let chosen = choices.iter().find(|(choice, _)| matches!(&setting, Setting::Text(text) if text == choice));
         chosen.map(|(_, value)| *value).ok_or_else(|| {
             let allowed: Vec<&str> = choices.iter().map(|(choice, _)| *choice).collect();
-            format!("{name} is {setting}; one of {} is supported", allowed.join(", "))
+            format!("{name} is {setting}; supported are {}", allowed.join(", "))
         })
     }
 
@@ -435,7 +435,7 @@ mod tests {
                 "sigma_min is 3, sigma_max 2",
             ),
             (r#"{"_class_name": "EulerDiscreteScheduler", "timestep_type": "half"}"#, "timestep_type is \"half\""),
-            (r#"{"_class_name": "EulerDiscreteScheduler", "final_sigmas_type": 0}"#, "final_sigmas_type is 0; one of"),
+            (r#"{"_class_name": "EulerDiscreteScheduler", "final_sigmas_type": 0}"#, "final_sigmas_type is 0; supported are zero, sigma_min"),
             (r#"{"_class_name": "HeunDiscreteScheduler", "clip_sample": "yes"}"#, "clip_sample is \"yes\"; true or"),
             (r#"{"_class_name": "EulerDiscreteScheduler", "beta_schedule": "exp"}"#, "beta_schedule is \"exp\""),
             (r#"{"_class_name": "DDIMScheduler", "prediction_type": "flow_prediction"}"#, "prediction_type is"),
@@ -444,7 +444,7 @@ mod tests {
             (r#"{"_class_name": "DDIMScheduler", "num_train_timesteps": 1e9}"#, "num_train_timesteps is 1000000000"),
             (r#"{"_class_name": "DDIMScheduler", "beta_end": 2}"#, "beta_start or beta_end has a beta that is not"),
             (r#"{"_class_name": "DDIMScheduler", "trained_betas": [0.1]}"#, "num_train_timesteps is 1000 with 1 betas"),
-            (r#"{"_class_name": "DDIMScheduler", "beta_schedule": "sigmoid"}"#, "beta_schedule is \"sigmoid\"; one of"),
+            (r#"{"_class_name": "DDIMScheduler", "beta_schedule": "sigmoid"}"#, "beta_schedule is \"sigmoid\"; supported are linear"),
         ];
         for (json, said) in cases {
             let message = read(json).check().unwrap_err();
@@ -502,13 +502,13 @@ mod tests {
         assert_eq!(config.own_spacing(), SpacingKind::Checkpoint);
         let options = config.options(SamplerKind::Euler, SpacingKind::Checkpoint).unwrap();
         assert_eq!((options.timestep_spacing, options.steps_offset), (TimestepSpacing::Linspace, 0));
-        let settings = BTreeMap::from([
-            ("sigma_min".to_owned(), Setting::Number(f64::NAN)),
-            ("lambda_min_clipped".to_owned(), Setting::Number(f64::NEG_INFINITY)),
-        ]);
-        let config = SchedulerConfig::from(settings);
+        let json = br#"{"sigma_min": NaN, "sigma_max": null, "lambda_min_clipped": -Infinity}"#;
+        let config: SchedulerConfig = crate::json::from_slice(json).unwrap();
         let options = config.options(SamplerKind::Dpmpp2m, SpacingKind::Karras).unwrap();
         assert_eq!((options.sigma_min, options.lambda_min), (None, f64::NEG_INFINITY));
+        let json = br#"{"_class_name": "EulerDiscreteScheduler", "sigma_max": Infinity}"#;
+        let config: SchedulerConfig = crate::json::from_slice(json).unwrap();
+        assert_eq!(config.check(), Err("sigma_max is inf; a number above 0 is needed".to_owned()));
     }
 
     #[test]
