@@ -194,7 +194,10 @@ fn the_index_names_the_class_that_draws_and_the_file_does_where_the_index_is_sil
     assert_eq!(defaults(root), (SamplerKind::Euler, SpacingKind::Karras));
     for (entry, said) in [
         (json!([null, null]), "scheduler is [null,null]; [\"diffusers\", CLASS] is needed"),
-        (json!(["mine", "PNDMScheduler"]), "scheduler is [\"mine\",\"PNDMScheduler\"]; [\"diffusers\", CLASS] is needed"),
+        (
+            json!(["mine", "PNDMScheduler"]),
+            "scheduler is [\"mine\",\"PNDMScheduler\"]; [\"diffusers\", CLASS] is needed",
+        ),
         (json!("PNDMScheduler"), "scheduler is \"PNDMScheduler\"; [\"diffusers\", CLASS] is needed"),
     ] {
         let folder = copy("sd15");

@@ -435,7 +435,10 @@ mod tests {
                 "sigma_min is 3, sigma_max 2",
             ),
             (r#"{"_class_name": "EulerDiscreteScheduler", "timestep_type": "half"}"#, "timestep_type is \"half\""),
-            (r#"{"_class_name": "EulerDiscreteScheduler", "final_sigmas_type": 0}"#, "final_sigmas_type is 0; supported are zero, sigma_min"),
+            (
+                r#"{"_class_name": "EulerDiscreteScheduler", "final_sigmas_type": 0}"#,
+                "final_sigmas_type is 0; supported are zero, sigma_min",
+            ),
             (r#"{"_class_name": "HeunDiscreteScheduler", "clip_sample": "yes"}"#, "clip_sample is \"yes\"; true or"),
             (r#"{"_class_name": "EulerDiscreteScheduler", "beta_schedule": "exp"}"#, "beta_schedule is \"exp\""),
             (r#"{"_class_name": "DDIMScheduler", "prediction_type": "flow_prediction"}"#, "prediction_type is"),
@@ -444,7 +447,10 @@ mod tests {
             (r#"{"_class_name": "DDIMScheduler", "num_train_timesteps": 1e9}"#, "num_train_timesteps is 1000000000"),
             (r#"{"_class_name": "DDIMScheduler", "beta_end": 2}"#, "beta_start or beta_end has a beta that is not"),
             (r#"{"_class_name": "DDIMScheduler", "trained_betas": [0.1]}"#, "num_train_timesteps is 1000 with 1 betas"),
-            (r#"{"_class_name": "DDIMScheduler", "beta_schedule": "sigmoid"}"#, "beta_schedule is \"sigmoid\"; supported are linear"),
+            (
+                r#"{"_class_name": "DDIMScheduler", "beta_schedule": "sigmoid"}"#,
+                "beta_schedule is \"sigmoid\"; supported are linear",
+            ),
         ];
         for (json, said) in cases {
             let message = read(json).check().unwrap_err();
