@@ -1,8 +1,7 @@
 //! The keys of `scheduler_config.json`: which of diffusers' classes read each, its defaults, and what becomes of it here.
 //!
 //! Owns the table, [`KEYS`], and the values that a file may have. `tests/reference/data/scheduler_keys.json` has the keys
-//! and defaults of diffusers itself, which a test below compares. Next: `scheduler_config` resolves a file for the class
-//! that draws.
+//! and defaults of diffusers itself, which a test below compares. Next: `scheduler_options` reads a file by it.
 
 use std::fmt;
 
@@ -149,6 +148,7 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("beta_end", ALL, Number(0.02), Honoured).except(&[(Heun, Number(0.012))]),
     Key::new("beta_schedule", ALL, Text("linear"), Honoured),
     Key::new("trained_betas", ALL, Null, Honoured),
+    // `sample` is drawn by every sampler, though diffusers' PNDM and Euler ancestral have no rule for it.
     Key::new("prediction_type", ALL, Text("epsilon"), Honoured),
     // PNDM and Heun would draw such a network from levels that it does not know.
     Key::new("rescale_betas_zero_snr", &[Ddim, Euler, EulerAncestral, Dpmpp2m], NO, Honoured).beyond(&[Pndm, Heun]),
