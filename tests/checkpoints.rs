@@ -9,10 +9,10 @@ use darkroom::{
     Error,
     models::{DeviceChoice, DtypeChoice, ModelSource},
     pipeline::{Generate, InferencePipeline, LoadOptions, Monitor},
-    sampling::{Limits, SamplingConfig},
+    sampling::{Limits, SamplerKind, SamplingConfig, SpacingKind},
 };
 use image::DynamicImage;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const WEIGHTS: &str = "unet/diffusion_pytorch_model.safetensors";
 
@@ -173,12 +173,17 @@ fn what_a_configuration_asks_for_and_is_not_there_is_named() {
             "\"FluxPipeline\"; supported are StableDiffusion",
         ),
         (
-            "scheduler/scheduler_config.json",
-            "_class_name",
-            Value::from("LCMScheduler"),
-            "\"LCMScheduler\"; supported are PNDM",
+            "model_index.json",
+            "scheduler",
+            json!(["diffusers", "LCMScheduler"]),
+            "scheduler is \"LCMScheduler\"; supported are PNDM",
         ),
-        ("scheduler/scheduler_config.json", "prediction_type", Value::from("flow"), "unknown variant `flow`"),
+        (
+            "scheduler/scheduler_config.json",
+            "prediction_type",
+            Value::from("flow"),
+            "prediction_type is \"flow\"; supported are",
+        ),
         (
             "unet/config.json",
             "class_embed_type",
@@ -191,7 +196,7 @@ fn what_a_configuration_asks_for_and_is_not_there_is_named() {
         ("vae/config.json", "scaling_factor", Value::from(0), "scaling_factor is 0"),
         ("vae/config.json", "_class_name", Value::from("VQModel"), "_class_name is \"VQModel\""),
         ("text_encoder/config.json", "num_attention_heads", Value::from(7), "num_attention_heads is 7"),
-        ("text_encoder/config.json", "hidden_act", Value::from("relu"), "unknown variant `relu`"),
+        ("text_encoder/config.json", "hidden_act", Value::from("relu"), "hidden_act is \"relu\"; supported are"),
     ];
     for (file, key, value, said) in cases {
         let folder = copy("sd15");
@@ -200,6 +205,91 @@ fn what_a_configuration_asks_for_and_is_not_there_is_named() {
         let path = folder.path().join(file);
         assert!(message.starts_with(&path.display().to_string()) && message.contains(said), "{message}");
     }
+}
+
+/// Removes one key of a JSON file.
+fn remove(root: &Path, file: &str, key: &str) {
+    let path = root.join(file);
+    let mut json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    json.as_object_mut().unwrap().remove(key).unwrap();
+    fs::write(path, json.to_string()).unwrap();
+}
+
+#[test]
+fn the_index_names_the_class_that_draws_and_the_file_does_where_the_index_is_silent() {
+    const FILE: &str = "scheduler/scheduler_config.json";
+    let defaults = |root: &Path| {
+        let pipeline = load(root).unwrap();
+        (pipeline.model().default_sampler, pipeline.model().default_scheduler)
+    };
+    let folder = copy("sd15");
+    let root = folder.path();
+    // PNDM, whose file this is, does not take the first; Euler does not take the second.
+    set(root, FILE, "use_karras_sigmas", Value::from(true));
+    assert_eq!(defaults(root), (SamplerKind::Pndm, SpacingKind::Checkpoint));
+    set(root, "model_index.json", "scheduler", json!(["diffusers", "EulerDiscreteScheduler"]));
+    set(root, FILE, "skip_prk_steps", Value::from(false));
+    assert_eq!(defaults(root), (SamplerKind::Euler, SpacingKind::Karras));
+    for (entry, said) in [
+        (json!([null, null]), "scheduler is [null,null]; [\"diffusers\", CLASS] is needed"),
+        (
+            json!(["mine", "PNDMScheduler"]),
+            "scheduler is [\"mine\",\"PNDMScheduler\"]; [\"diffusers\", CLASS] is needed",
+        ),
+        (json!("PNDMScheduler"), "scheduler is \"PNDMScheduler\"; [\"diffusers\", CLASS] is needed"),
+    ] {
+        let folder = copy("sd15");
+        set(folder.path(), "model_index.json", "scheduler", entry);
+        let path = folder.path().join("model_index.json");
+        assert_eq!(refused(folder.path()), format!("{}: {said}", path.display()));
+    }
+    // What the file says is checked as the class that draws reads it.
+    set(root, FILE, "use_beta_sigmas", Value::from(true));
+    let said = format!("{}: use_beta_sigmas is true; only false is supported", root.join(FILE).display());
+    assert_eq!(refused(root), said);
+    set(root, FILE, "use_beta_sigmas", Value::from(false));
+
+    remove(root, "model_index.json", "scheduler");
+    set(root, FILE, "_class_name", Value::from("HeunDiscreteScheduler"));
+    assert_eq!(defaults(root), (SamplerKind::Heun, SpacingKind::Karras));
+    set(root, FILE, "_class_name", Value::from("LCMScheduler"));
+    let message = refused(root);
+    let said = format!("{}: _class_name is \"LCMScheduler\"; supported are PNDM", root.join(FILE).display());
+    assert!(message.starts_with(&said), "{message}");
+    remove(root, FILE, "_class_name");
+    assert!(refused(root).contains("scheduler_config.json: _class_name is missing"));
+}
+
+#[test]
+fn a_key_that_another_sampler_would_read_refuses_that_sampler_alone() {
+    let folder = copy("sd15");
+    set(folder.path(), "scheduler/scheduler_config.json", "thresholding", Value::from(true));
+    let pipeline = load(folder.path()).unwrap();
+    pipeline.check(&config(2)).unwrap();
+    for sampler in [SamplerKind::Dpmpp2m, SamplerKind::Ddim] {
+        let error = pipeline.check(&SamplingConfig { sampler: Some(sampler), ..config(2) }).unwrap_err();
+        assert!(matches!(error, Error::UnsupportedParameter { field: "sampler", .. }));
+        let class = sampler.class();
+        let said = format!("is {sampler}, which draws as {class} does; this model's thresholding is true; only false");
+        assert!(error.to_string().starts_with(&format!("sampler: {said}")), "{error}");
+    }
+    pipeline.check(&SamplingConfig { sampler: Some(SamplerKind::Euler), ..config(2) }).unwrap();
+}
+
+#[test]
+fn a_schedule_of_fewer_steps_than_asked_for_counts_its_own() {
+    let folder = copy("sd15");
+    let file = "scheduler/scheduler_config.json";
+    set(folder.path(), "model_index.json", "scheduler", json!(["diffusers", "DPMSolverMultistepScheduler"]));
+    set(folder.path(), file, "timestep_spacing", Value::from("trailing"));
+    set(folder.path(), file, "lambda_min_clipped", Value::from(-1.5));
+    let pipeline = load(folder.path()).unwrap();
+    let mut told = Told::default();
+    pipeline.generate(&SamplingConfig { preview_every: 1, ..config(9) }, &mut told).unwrap();
+    let last = told.steps.len();
+    assert!(last < 9, "{:?}", told.steps);
+    assert_eq!(told.steps, (1..=last).map(|step| (step, last)).collect::<Vec<_>>());
+    assert_eq!(told.previews.len(), last - 1);
 }
 
 /// Remembers what it is told, and stops the drawing before the network call after `stop_after` steps.

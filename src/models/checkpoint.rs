@@ -12,7 +12,7 @@ use super::{
     layout::{self, WeightChoice},
 };
 use crate::{
-    Error, Result,
+    Error, Result, json,
     nn::{WeightFile, mistaken_for},
 };
 
@@ -61,14 +61,14 @@ impl Checkpoint {
         mistaken_for(&bytes).map_or(Ok(bytes), |message| Err(self.broken(file, message)))
     }
 
-    /// A JSON file; `wanted` says what it is for.
+    /// A JSON file as Python writes it, whose keys that are `null` are absent; `wanted` says what it is for.
     ///
     /// # Errors
     ///
-    /// [`Error::MissingFile`], or [`Error::BrokenFile`] saying where it is not as it should be.
+    /// [`Error::MissingFile`], or [`Error::BrokenFile`] naming the key, its value and its place.
     pub fn json<T: DeserializeOwned>(&self, file: &str, wanted: &str) -> Result<T> {
         let bytes = self.read(file, wanted)?;
-        serde_json::from_slice(&bytes).map_err(|error| self.broken(file, error.to_string()))
+        json::from_slice(&bytes).map_err(|message| self.broken(file, message))
     }
 
     /// The weight files of a component: plain or sharded, else those of a variant.

@@ -3,9 +3,14 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::{Checkpoint, ClipConfig, UnetConfig, VaeConfig, unet_config::PerBlock};
-use crate::{Error, Result, nn::Activation, sampling::SchedulerConfig};
+use crate::{
+    Error, Result,
+    nn::Activation,
+    sampling::{SamplerKind, SchedulerConfig, Setting},
+};
 
 /// Steps and guidance of a request that names none, where the checkpoint does not say. The guidance scales are
 /// diffusers' pipelines' own.
@@ -74,9 +79,12 @@ struct ModelIndex {
     class_name: String,
     #[serde(default = "yes")]
     force_zeros_for_empty_prompt: bool,
+    /// The library and the class of the scheduler.
+    #[serde(default)]
+    scheduler: Option<Value>,
     /// The components, which are checked where they are read.
     #[serde(flatten)]
-    _rest: BTreeMap<String, serde_json::Value>,
+    _rest: BTreeMap<String, Value>,
 }
 
 fn yes() -> bool {
@@ -133,6 +141,9 @@ impl ModelSpec {
         let vae: VaeConfig = checkpoint.json(VAE, "the autoencoder's configuration")?;
         vae.check().map_err(|message| checkpoint.unsupported(VAE, message))?;
         let mut scheduler: SchedulerConfig = checkpoint.json(SCHEDULER, "the scheduler's configuration")?;
+        if let Some(entry) = &index.scheduler {
+            scheduler.set_class(scheduler_class(entry).map_err(|message| checkpoint.unsupported(INDEX, message))?);
+        }
         scheduler.check().map_err(|message| checkpoint.unsupported(SCHEDULER, message))?;
 
         let family = match (encoders, text_encoders[0].config.hidden_act) {
@@ -142,8 +153,8 @@ impl ModelSpec {
         };
         if family != Family::StableDiffusionXl {
             // diffusers' StableDiffusionPipeline overrides these two, which early files have wrong.
-            scheduler.steps_offset = 1;
-            scheduler.clip_sample = Some(false);
+            scheduler.set("steps_offset", Setting::Number(1.0));
+            scheduler.set("clip_sample", Setting::Flag(false));
         }
         let (default_steps, default_guidance_scale) = defaults(checkpoint, family)?;
         let spec = Self {
@@ -224,6 +235,16 @@ impl ModelSpec {
         let layers = self.text_encoders.iter().map(|encoder| encoder.config.num_hidden_layers).min().unwrap_or(1);
         // SDXL leaves one out in any case.
         layers - 1
+    }
+}
+
+/// The sampler of the index's `scheduler`: `["diffusers", CLASS]`.
+fn scheduler_class(entry: &Value) -> Result<SamplerKind, String> {
+    match entry.as_array().map(Vec::as_slice) {
+        Some([Value::String(library), Value::String(class)]) if library == "diffusers" => {
+            SamplerKind::of_class(class).map_err(|supported| format!("scheduler is {class:?}; {supported}"))
+        }
+        _ => Err(format!("scheduler is {entry}; [\"diffusers\", CLASS] is needed")),
     }
 }
 

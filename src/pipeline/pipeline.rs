@@ -13,7 +13,7 @@ use crate::{
     Error, Result,
     models::{Checkpoint, ModelSpec, Prepared, Unet, VaeDecoder, VaeEncoder},
     nn::{LoadProgress, Weights},
-    sampling::{Level, NoiseGenerator, Sampler, SamplerKind, SamplingConfig, Schedule, SpacingKind, guide},
+    sampling::{Level, NoiseGenerator, Sampler, SamplingConfig, Schedule, SchedulerOptions, guide},
 };
 
 /// A preview's longer side in latents: what is larger is averaged down before it is decoded.
@@ -81,20 +81,23 @@ impl InferencePipeline {
         let values = noise.normals(shape.1 * shape.2 * shape.3);
         let mut latents = (Tensor::from_vec(values, shape, &self.networks.device)? * drawing.schedule.initial_scale)?;
         let config = drawing.config;
-        let mut sampler = Sampler::new(&self.spec.scheduler, drawing.sampler, drawing.spacing, config.steps);
+        let mut sampler = Sampler::new(&drawing.options, &drawing.schedule);
+        let steps = drawing.schedule.steps.len();
         for (number, step) in drawing.schedule.steps.iter().enumerate() {
             let stepped =
                 sampler.step(&latents, step, &mut |x, level| self.predict(drawing, x, level, watch), &mut noise)?;
             latents = stepped.latents;
             watch.step_done();
             let done = number + 1;
-            if config.preview_every > 0 && done % config.preview_every == 0 && done < config.steps {
+            if config.preview_every > 0 && done % config.preview_every == 0 && done < steps {
                 watch.go_on()?;
                 let preview = self.preview(&stepped.denoised)?;
                 watch.monitor.preview(watch.steps_done, preview);
             }
         }
-        Ok(latents)
+        // Nearly always 1; multiplying copies.
+        let scale = drawing.schedule.final_scale;
+        Ok(if scale == 1.0 { latents } else { (latents * scale)? })
     }
 
     /// What the network takes the picture to be: `(x, level) → x₀`, guided where that was asked for.
@@ -103,7 +106,7 @@ impl InferencePipeline {
         let output = self.networks.unet.forward(x, level.timestep, &drawing.prepared)?;
         let output =
             if text::is_guided(drawing.config) { guide(&output, drawing.config.guidance_scale)? } else { output };
-        self.spec.scheduler.prediction_type.denoised(x, &output, level.sigma)
+        drawing.options.prediction_type.denoised(x, &output, level.sigma)
     }
 
     /// The picture of latents, decoded again in f32 where a narrower type was not enough.
@@ -164,6 +167,7 @@ impl Generate for InferencePipeline {
         let began = Instant::now();
         let drawing = self.plan(config, &mut generated.warnings)?;
         timings.encode += began.elapsed();
+        watch.steps = drawing.schedule.steps.len() * config.n;
         for number in 0..config.n {
             let began = Instant::now();
             let latents = self.denoise(&drawing, config.seed + number as u64, &mut watch)?;
@@ -205,29 +209,29 @@ impl Generate for InferencePipeline {
 }
 
 impl InferencePipeline {
-    fn schedule(&self, config: &SamplingConfig) -> Result<(SamplerKind, SpacingKind, Schedule)> {
+    fn schedule(&self, config: &SamplingConfig) -> Result<(SchedulerOptions, Schedule)> {
         let sampler = config.sampler.unwrap_or(self.info.default_sampler);
         let spacing = config.scheduler.unwrap_or(self.info.default_scheduler);
-        let schedule = Schedule::new(&self.spec.scheduler, sampler, spacing, config.steps)?;
-        Ok((sampler, spacing, schedule))
+        let options = self.spec.scheduler.options(sampler, spacing)?;
+        let schedule = Schedule::new(&options, config.steps)?;
+        Ok((options, schedule))
     }
 
     /// Everything that the images of a request share.
     fn plan<'a>(&self, config: &'a SamplingConfig, warnings: &mut Vec<String>) -> Result<Drawing<'a>> {
         let (height, width) = self.size(config);
         let factor = self.spec.vae.factor();
-        let (sampler, spacing, schedule) = self.schedule(config)?;
+        let (options, schedule) = self.schedule(config)?;
         let conditioning = text::condition(&self.networks.text, &self.spec, config, (height, width), warnings)?;
         let prepared = self.networks.unet.prepare(&conditioning)?;
-        Ok(Drawing { config, sampler, spacing, schedule, prepared, latent_size: (height / factor, width / factor) })
+        Ok(Drawing { config, options, schedule, prepared, latent_size: (height / factor, width / factor) })
     }
 }
 
 /// What the images of a request share.
 struct Drawing<'a> {
     config: &'a SamplingConfig,
-    sampler: SamplerKind,
-    spacing: SpacingKind,
+    options: SchedulerOptions,
     schedule: Schedule,
     prepared: Prepared,
     /// Height and width.

@@ -10,10 +10,16 @@ mod prediction;
 mod sampler;
 mod schedule;
 mod scheduler_config;
+mod scheduler_keys;
+mod scheduler_options;
+mod timesteps;
+mod training;
 
 pub use config::{Limits, SamplerKind, SamplingConfig, SpacingKind};
 pub use noise::NoiseGenerator;
 pub use prediction::{PredictionType, guide};
 pub use sampler::{Denoise, Sampler, Stepped};
 pub use schedule::{Level, Schedule, SecondLook, Step};
-pub use scheduler_config::{BetaSchedule, FinalSigmas, SchedulerConfig, TimestepSpacing};
+pub use scheduler_config::SchedulerConfig;
+pub use scheduler_keys::Setting;
+pub use scheduler_options::{BetaSchedule, FinalSigmas, Interpolation, SchedulerOptions, TimestepSpacing};

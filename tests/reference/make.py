@@ -13,8 +13,10 @@ import torch
 import checkpoints
 import expected
 import noise
+import options
 import pictures
 import pocket
+import scheduler_keys
 import schedules
 import tokenizing
 from shapes import CHECKPOINTS
@@ -35,6 +37,8 @@ def main():
     parts = {name: lambda name=name: checkpoint(name) for name in CHECKPOINTS}
     parts["schedules"] = lambda: schedules.write_schedules(DATA / "schedules.json")
     parts["tokenizers"] = lambda: tokenizing.write_tokenizers(DATA)
+    parts["keys_of_schedulers"] = lambda: scheduler_keys.write_keys(DATA / "scheduler_keys.json")
+    parts["options"] = lambda: options.write_options(DATA / "scheduler_options.json")
     parts["noise"] = lambda: noise.write_noise(DATA / "noise.safetensors")
     parts["pocket"] = lambda: pocket.write_pocket(DATA / "pocket")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
