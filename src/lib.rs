@@ -70,5 +70,7 @@ pub mod sampling;
 pub mod models;
 pub mod nn;
 
+mod json;
+
 pub use error::{Error, Result};
 pub use server::{run, serve};

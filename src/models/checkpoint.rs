@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::bundled;
-use crate::{Error, Result, nn::WeightFile};
+use crate::{Error, Result, json, nn::WeightFile};
 
 /// A checkpoint's files, by their paths below its root.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,14 +57,14 @@ impl Checkpoint {
         }
     }
 
-    /// A JSON file; `wanted` says what it is for.
+    /// A JSON file as Python writes it, whose keys that are `null` are absent; `wanted` says what it is for.
     ///
     /// # Errors
     ///
-    /// [`Error::MissingFile`], or [`Error::BrokenFile`] saying where it is not as it should be.
+    /// [`Error::MissingFile`], or [`Error::BrokenFile`] naming the key, its value and its place.
     pub fn json<T: DeserializeOwned>(&self, file: &str, wanted: &str) -> Result<T> {
         let bytes = self.read(file, wanted)?;
-        serde_json::from_slice(&bytes).map_err(|error| self.broken(file, error.to_string()))
+        json::from_slice(&bytes).map_err(|message| self.broken(file, message))
     }
 
     /// The weight files of a component: plain or sharded, else those of a variant.
