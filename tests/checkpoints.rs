@@ -132,7 +132,7 @@ fn what_a_configuration_asks_for_and_is_not_there_is_named() {
             "model_index.json",
             "_class_name",
             Value::from("FluxPipeline"),
-            "\"FluxPipeline\"; supported are StableDiffusion",
+            "\"FluxPipeline\"; supported are \"StableDiffusion",
         ),
         (
             "scheduler/scheduler_config.json",

@@ -12,6 +12,8 @@ import torch
 
 import checkpoints
 import expected
+import keys
+import layouts
 import noise
 import pictures
 import pocket
@@ -33,6 +35,8 @@ def checkpoint(name):
 def main():
     parts = {name: lambda name=name: checkpoint(name) for name in CHECKPOINTS}
     parts["schedules"] = lambda: schedules.write_schedules(DATA / "schedules.json")
+    parts["keys"] = lambda: keys.write(DATA)
+    parts["layouts"] = lambda: layouts.write(DATA / "layouts")
     parts["noise"] = lambda: noise.write_noise(DATA / "noise.safetensors")
     parts["pocket"] = lambda: pocket.write_pocket(DATA / "pocket")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
