@@ -4,13 +4,19 @@ import numpy as np
 import torch
 
 from checkpoints import make_unet, normal, save_config, save_weights, write_tensors
-from shapes import unet
+from shapes import CHECKPOINTS, unet
 
-SMALL = {"sample_size": 8, "norm_num_groups": 4, "cross_attention_dim": 12}
+# What fits the text encoders of the tiny checkpoints, so that pictures can be drawn in these layouts, too.
+SMALL = {"sample_size": 8, "norm_num_groups": 4, "cross_attention_dim": 32}
+XL = CHECKPOINTS["sdxl"]["unet"]
 ADDED = {
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 4,
-    "projection_class_embeddings_input_dim": 8 + 6 * 4,
+    key: XL[key]
+    for key in (
+        "addition_embed_type",
+        "addition_time_embed_dim",
+        "projection_class_embeddings_input_dim",
+        "cross_attention_dim",
+    )
 }
 
 LAYOUTS = {
@@ -18,8 +24,7 @@ LAYOUTS = {
     "nested": unet(
         [8, 8, 16],
         [False, True, True],
-        **SMALL,
-        **ADDED,
+        **{**SMALL, **ADDED},
         layers_per_block=2,
         attention_head_dim=[1, 2, 4],
         use_linear_projection=True,
@@ -62,11 +67,11 @@ def write(folder):
         save_weights(network, model, "diffusion_pytorch_model.safetensors", torch.float16)
         given = {
             "sample": normal(rng, 2, 4, 6, 10),
-            "encoder_hidden_states": normal(rng, 2, 5, SMALL["cross_attention_dim"]),
+            "encoder_hidden_states": normal(rng, 2, 5, config["cross_attention_dim"]),
         }
         added = {}
         if config.get("addition_embed_type"):
-            added = {"text_embeds": normal(rng, 2, 8), "time_ids": torch.full((2, 6), 64.0)}
+            added = {"text_embeds": normal(rng, 2, 32), "time_ids": torch.full((2, 6), 64.0)}
         output = network(
             given["sample"], torch.tensor(321.0), given["encoder_hidden_states"], added_cond_kwargs=added
         ).sample

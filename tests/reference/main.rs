@@ -2,5 +2,6 @@
 
 mod networks;
 mod pictures;
+mod published;
 mod sampling;
 mod support;
