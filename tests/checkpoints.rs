@@ -170,13 +170,19 @@ fn what_a_configuration_asks_for_and_is_not_there_is_named() {
             "model_index.json",
             "_class_name",
             Value::from("FluxPipeline"),
-            "\"FluxPipeline\"; supported are StableDiffusion",
+            "\"FluxPipeline\"; supported are \"StableDiffusion",
         ),
         (
             "model_index.json",
             "scheduler",
             json!(["diffusers", "LCMScheduler"]),
             "scheduler is \"LCMScheduler\"; supported are PNDM",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            "prediction_type",
+            Value::from("flow"),
+            "prediction_type is \"flow\"; supported are",
         ),
         (
             "scheduler/scheduler_config.json",

@@ -7,6 +7,8 @@
 //! The file parses by itself what no crate in use does, and leaves strings and finite numbers to `serde_json`. Requests
 //! are never read with it.
 
+pub(crate) mod keys;
+
 use std::{collections::HashMap, fmt};
 
 use serde::{
@@ -49,6 +51,44 @@ pub(crate) enum Value {
     Array(Vec<Node>),
     /// In the file's order, each key once.
     Object(Vec<(String, Node)>),
+}
+
+impl Value {
+    /// The value of a number.
+    #[expect(clippy::cast_precision_loss, reason = "numbers of this size are compared with small ones")]
+    fn number(&self) -> Option<f64> {
+        match self {
+            Self::Float(value) => Some(*value),
+            Self::Unsigned(value) => Some(*value as f64),
+            Self::Signed(value) => Some(*value as f64),
+            _ => None,
+        }
+    }
+}
+
+/// As Python writes it, long strings cut.
+impl fmt::Display for Value {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null => out.write_str("null"),
+            Self::Bool(value) => write!(out, "{value}"),
+            Self::Float(f64::INFINITY) => out.write_str("Infinity"),
+            Self::Float(f64::NEG_INFINITY) => out.write_str("-Infinity"),
+            Self::Float(value) => write!(out, "{value}"),
+            Self::Unsigned(value) => write!(out, "{value}"),
+            Self::Signed(value) => write!(out, "{value}"),
+            Self::String(text) => out.write_str(&short(text)),
+            Self::Array(items) => {
+                let items: Vec<String> = items.iter().map(|item| item.value.to_string()).collect();
+                write!(out, "[{}]", items.join(", "))
+            }
+            Self::Object(entries) => {
+                let entries: Vec<String> =
+                    entries.iter().map(|(key, node)| format!("{}: {}", short(key), node.value)).collect();
+                write!(out, "{{{}}}", entries.join(", "))
+            }
+        }
+    }
 }
 
 /// A value and where it begins in the file.

@@ -12,7 +12,8 @@ use super::{
     layout::{self, WeightChoice},
 };
 use crate::{
-    Error, Result, json,
+    Error, Result,
+    json::{self, keys::KeyTable},
     nn::{WeightFile, mistaken_for},
 };
 
@@ -69,6 +70,22 @@ impl Checkpoint {
     pub fn json<T: DeserializeOwned>(&self, file: &str, wanted: &str) -> Result<T> {
         let bytes = self.read(file, wanted)?;
         json::from_slice(&bytes).map_err(|message| self.broken(file, message))
+    }
+
+    /// A configuration whose keys are those of a table: those with values that are not supported are refused, and those
+    /// that are not in it are passed over with a warning.
+    ///
+    /// # Errors
+    ///
+    /// As [`json`](Self::json), and [`Error::UnsupportedCheckpoint`] naming the key, its value and what is supported.
+    pub(super) fn config<T: DeserializeOwned>(&self, file: &str, wanted: &str, table: &KeyTable) -> Result<T> {
+        let bytes = self.read(file, wanted)?;
+        let document = json::Document::parse(&bytes).map_err(|message| self.broken(file, message))?;
+        let unknown = table.check(&document.root).map_err(|message| self.unsupported(file, message))?;
+        for key in unknown {
+            tracing::warn!(file = %self.path(file).display(), key, "this key is unknown and has no effect");
+        }
+        document.read(&table.null_counts()).map_err(|message| self.broken(file, message))
     }
 
     /// The weight files of a component: plain or sharded, else those of a variant.

@@ -2,6 +2,7 @@
 
 mod networks;
 mod pictures;
+mod published;
 mod sampling;
 mod support;
 mod tokenizing;

@@ -12,6 +12,8 @@ import torch
 
 import checkpoints
 import expected
+import keys
+import layouts
 import noise
 import options
 import pictures
@@ -39,6 +41,8 @@ def main():
     parts["tokenizers"] = lambda: tokenizing.write_tokenizers(DATA)
     parts["keys_of_schedulers"] = lambda: scheduler_keys.write_keys(DATA / "scheduler_keys.json")
     parts["options"] = lambda: options.write_options(DATA / "scheduler_options.json")
+    parts["keys"] = lambda: keys.write(DATA)
+    parts["layouts"] = lambda: layouts.write(DATA / "layouts")
     parts["noise"] = lambda: noise.write_noise(DATA / "noise.safetensors")
     parts["pocket"] = lambda: pocket.write_pocket(DATA / "pocket")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
