@@ -114,3 +114,39 @@ impl Drop for Place {
         self.places.freed.notify_one();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn busy() -> Arc<State> {
+        let state = Arc::new(State::new());
+        state.begin_request().unwrap();
+        state
+    }
+
+    #[test]
+    fn those_that_wait_make_room_and_those_that_are_answered_do_not() {
+        let places = Arc::new(Places::new(2));
+        let (waiting, answered) = (Arc::new(State::new()), busy());
+        let mut taken: Vec<_> = [&waiting, &answered].map(|state| places.admit(state).unwrap()).into();
+        taken.push(places.admit(&busy()).unwrap());
+        assert_eq!(taken[2].admission, Admission::Full);
+        waiting.begin_request().unwrap_err();
+        // From here on nothing waits but on the places for probes.
+        let probes: Vec<_> = (0..PROBE_PLACES).map(|_| Arc::new(State::new())).collect();
+        taken.extend(probes.iter().map(|state| places.admit(state).unwrap()));
+        assert!(taken[3..].iter().all(|place| place.admission == Admission::ProbesOnly));
+        taken.push(places.admit(&busy()).unwrap());
+        probes[0].begin_request().unwrap_err();
+        for probe in &probes[1..] {
+            probe.begin_request().unwrap();
+        }
+        assert!(places.admit(&Arc::new(State::new())).is_none());
+        assert!(!places.evict_one());
+        // An answered one that ends leaves its place; one that was given up has none to leave.
+        taken.swap_remove(1);
+        taken.swap_remove(0);
+        assert_eq!(places.admit(&busy()).unwrap().admission, Admission::Full);
+    }
+}

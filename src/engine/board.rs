@@ -233,7 +233,9 @@ impl JobBoard {
     /// How many ended jobs are kept for somebody who has not fetched what came of them.
     #[must_use]
     pub fn unfetched(&self) -> usize {
-        self.lock().ended.iter().filter(|job| !job.state().is_fetched()).count()
+        let mut state = self.lock();
+        state.expire(&self.limits);
+        state.ended.iter().filter(|job| !job.state().is_fetched()).count()
     }
 
     /// Waits until what came of every ended job was fetched or let go of.
