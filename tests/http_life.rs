@@ -230,6 +230,9 @@ async fn the_events_of_a_job_are_its_result_as_well() {
     let served = plug.pull();
     until(address, |ready| ready["state"] == "draining").await;
     drop(hands);
+    while get(address, &format!("/jobs/{id}")).await.json()["status"] != "succeeded" {
+        tokio::task::yield_now().await;
+    }
     events(address, &id, None).await.until("complete").await;
     served.await.unwrap().unwrap();
 }

@@ -129,11 +129,7 @@ async fn read_the_rest(stream: &TcpStream) {
 struct Alarm(Option<Pin<Box<Sleep>>>);
 
 impl Alarm {
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        due: impl Fn() -> Option<(Instant, &'static str)>,
-    ) -> Poll<&'static str> {
+    fn poll(&mut self, cx: &mut Context<'_>, due: impl Fn() -> Option<(Instant, &'static str)>) -> Poll<&'static str> {
         let Some((at, why)) = due() else { return Poll::Pending };
         let sleep = self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
         if at < sleep.deadline() {
