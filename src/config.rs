@@ -5,15 +5,19 @@
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 
 use crate::{
     Result,
+    connections::ConnectionLimits,
     engine::BoardLimits,
     models::{DeviceChoice, DtypeChoice, ModelSource},
     sampling::{Limits, SamplerKind, SpacingKind},
     threads,
 };
+
+/// A day: more than that is a mistake in the unit.
+const LONGEST_WAIT_SECONDS: u64 = 86_400;
 
 const LONG_ABOUT: &str = "\
 darkroom draws pictures from text. It serves over HTTP, or draws one picture and ends.
@@ -140,6 +144,9 @@ impl Default for ServeConfig {
                 port: 7860,
                 cors_allow_origin: Vec::new(),
                 max_body_bytes: 33_554_432,
+                max_connections: 1024,
+                head_timeout_seconds: 10,
+                keep_alive_seconds: 75,
             },
             model: ModelConfig {
                 model: Some("bundled".to_owned()),
@@ -148,7 +155,12 @@ impl Default for ServeConfig {
                 threads: None,
             },
             cost: CostConfig { max_batch: 8, max_pixels: 4_194_304 },
-            work: WorkConfig { queue_capacity: 10, result_ttl_seconds: 600, shutdown_grace_seconds: 30 },
+            work: WorkConfig {
+                queue_capacity: 10,
+                result_ttl_seconds: 600,
+                shutdown_grace_seconds: 30,
+                drain_seconds: 0,
+            },
             log: LogConfig { log_format: None },
         }
     }
@@ -170,6 +182,29 @@ pub struct ListenConfig {
     /// Largest request body; what is larger is refused with 413
     #[arg(long, env = "DARKROOM_MAX_BODY_BYTES", default_value_t = 33_554_432, value_name = "BYTES", value_parser = at_least_one)]
     pub max_body_bytes: usize,
+    /// Most open connections; lowered at the start to what the limit of open files leaves. When all are in use, one that
+    /// waits for a request makes room, and /health, /ready and /model are answered in any case
+    #[arg(long, env = "DARKROOM_MAX_CONNECTIONS", default_value_t = 1024, value_name = "CONNECTIONS", value_parser = at_least_one)]
+    pub max_connections: usize,
+    /// How long a request's head may take to come, from its first byte or from the connection's start
+    #[arg(long, env = "DARKROOM_HEAD_TIMEOUT_SECONDS", default_value_t = 10, value_name = "SECONDS", value_parser = value_parser!(u64).range(1..=LONGEST_WAIT_SECONDS))]
+    pub head_timeout_seconds: u64,
+    /// How long a connection is kept open between two requests; longer than a proxy in front keeps it, so that the proxy
+    /// never sends a request into a connection that is being closed
+    #[arg(long, env = "DARKROOM_KEEP_ALIVE_SECONDS", default_value_t = 75, value_name = "SECONDS", value_parser = value_parser!(u64).range(1..=LONGEST_WAIT_SECONDS))]
+    pub keep_alive_seconds: u64,
+}
+
+impl ListenConfig {
+    /// How many connections there may be, and how long each may wait.
+    #[must_use]
+    pub fn connection_limits(&self) -> ConnectionLimits {
+        ConnectionLimits {
+            most: self.max_connections,
+            head: Duration::from_secs(self.head_timeout_seconds),
+            idle: Duration::from_secs(self.keep_alive_seconds),
+        }
+    }
 }
 
 /// What to draw with.
@@ -246,9 +281,14 @@ pub struct WorkConfig {
     /// How long a finished job and its pictures are kept
     #[arg(long, env = "DARKROOM_RESULT_TTL_SECONDS", default_value_t = 600, value_name = "SECONDS")]
     pub result_ttl_seconds: u64,
-    /// On SIGTERM or SIGINT: how long the running job may go on before it is cancelled; a second signal ends at once
+    /// On SIGTERM or SIGINT: how long the running job may go on before it is cancelled, and how long results that nobody
+    /// has fetched are kept at hand; a second signal ends at once
     #[arg(long, env = "DARKROOM_SHUTDOWN_GRACE_SECONDS", default_value_t = 30, value_name = "SECONDS")]
     pub shutdown_grace_seconds: u64,
+    /// On SIGTERM or SIGINT: how long to go on answering at least, with 503 at /ready and to new work. 0 suits a terminal,
+    /// where Ctrl-C of an idle worker should end it; behind a load balancer, give it the time to notice, such as 5
+    #[arg(long, env = "DARKROOM_DRAIN_SECONDS", default_value_t = 0, value_name = "SECONDS", value_parser = value_parser!(u64).range(..=LONGEST_WAIT_SECONDS))]
+    pub drain_seconds: u64,
 }
 
 impl WorkConfig {
@@ -262,6 +302,12 @@ impl WorkConfig {
     #[must_use]
     pub fn shutdown_grace(self) -> Duration {
         Duration::from_secs(self.shutdown_grace_seconds)
+    }
+
+    /// How long the worker answers at least once it is told to stop.
+    #[must_use]
+    pub fn drain_wait(self) -> Duration {
+        Duration::from_secs(self.drain_seconds)
     }
 }
 
@@ -463,6 +509,10 @@ mod tests {
     fn what_cannot_be_is_a_bad_argument() {
         for args in [
             &["--queue-capacity", "0"][..],
+            &["--max-connections", "0"],
+            &["--head-timeout-seconds", "0"],
+            &["--keep-alive-seconds", "86401"],
+            &["--drain-seconds", "5s"],
             &["--port", "70000"],
             &["--device", "gpu"],
             &["--threads", "0"],

@@ -53,6 +53,8 @@ pub mod server;
 
 pub mod http;
 
+pub mod connections;
+
 pub mod bars;
 pub mod drawing;
 pub mod image_utils;

@@ -117,6 +117,15 @@ impl Outcome {
     }
 }
 
+/// What of an ended job a client has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fetched {
+    /// The image at this index. A job that succeeded is fetched when all its images are.
+    Image(usize),
+    /// How it ended, with the images that were asked for.
+    End,
+}
+
 /// What a picture looked like on its way, encoded.
 #[derive(Debug, PartialEq, Eq)]
 pub struct PreviewImage {

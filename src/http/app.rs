@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, OnceLock},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio_util::task::TaskTracker;
@@ -13,7 +13,8 @@ use super::{
 };
 use crate::{
     config::ServeConfig,
-    engine::{GenerationEngine, JobBoard},
+    connections::Receipt,
+    engine::{Fetched, GenerationEngine, Job, JobBoard},
     pipeline::Generate,
 };
 
@@ -100,6 +101,26 @@ impl App {
         }
         self.followers.close();
         self.followers.wait().await;
+    }
+
+    /// Waits until what came of every job was fetched, for at most `wait`. A job counts as fetched when all its images were
+    /// sent, or its end was sent with the images that were asked for; one that failed or was cancelled, when that was sent.
+    pub async fn hand_over(&self, wait: Duration) {
+        let unfetched = self.board.unfetched();
+        if unfetched == 0 {
+            return;
+        }
+        let wait_ms = wait.as_millis();
+        tracing::info!(jobs = unfetched, wait_ms, "waiting for results to be fetched; a second signal ends at once");
+        if tokio::time::timeout(wait, self.board.all_fetched()).await.is_err() {
+            tracing::warn!(jobs = self.board.unfetched(), "some results were not fetched in time and are lost");
+        }
+    }
+
+    /// What makes an answer count as having fetched `what` of a job.
+    pub(super) fn receipt(self: &Arc<Self>, job: &Arc<Job>, what: Fetched) -> Receipt {
+        let (app, job) = (Arc::clone(self), Arc::clone(job));
+        Receipt::new(move || app.board.fetched(&job, what))
     }
 
     pub(super) fn loaded(&self) -> Option<&Loaded> {

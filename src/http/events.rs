@@ -21,7 +21,10 @@ use super::{
     submit::Leaving,
     view::{ImageView, Pictures, TimingsView, image_views, millis, percent},
 };
-use crate::engine::{Job, JobEvent, NumberedEvent, Outcome, Subscription};
+use crate::{
+    connections::Filler,
+    engine::{Fetched, Job, JobEvent, NumberedEvent, Outcome, Subscription},
+};
 
 /// How often a silent line is kept alive with a comment.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -37,11 +40,13 @@ pub(super) async fn get(
         // To a browser that comes back after the last event this says: do not come again.
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    Ok(stream(subscription, None))
+    Ok(stream(&app, subscription, None))
 }
 
 /// The events of a subscription, to their end. `leaving` is dropped with the stream.
-pub(super) fn stream(subscription: Subscription, leaving: Option<Leaving>) -> Response {
+pub(super) fn stream(app: &Arc<App>, subscription: Subscription, leaving: Option<Leaving>) -> Response {
+    // The last event holds the pictures.
+    let receipt = app.receipt(subscription.job(), Fetched::End);
     let events = stream::unfold((subscription, leaving), |(mut subscription, leaving)| async move {
         let event = subscription.next().await?;
         let event = render(subscription.job(), event).await;
@@ -51,6 +56,8 @@ pub(super) fn stream(subscription: Subscription, leaving: Option<Leaving>) -> Re
     let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
     // A proxy that gathers the answer before it passes it on would defeat it.
     response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response.extensions_mut().insert(receipt);
+    response.extensions_mut().insert(Filler(b": still here\n\n"));
     response
 }
 

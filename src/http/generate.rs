@@ -20,7 +20,7 @@ use super::{
     wire::{GenerateBody, InputImages, OnDisconnect, Wish},
 };
 use crate::{
-    engine::{Job, Outcome},
+    engine::{Fetched, Job, Outcome},
     sampling::Limits,
 };
 
@@ -60,14 +60,16 @@ pub(super) async fn generate(State(app): State<Arc<App>>, request: Request) -> R
         }
         Answer::Awaited(wait) => Ok(awaited(&app, &job, wait, leaving).await),
         Answer::Events => {
-            let mut response = events::stream(job.subscribe(0), Some(leaving));
+            let mut response = events::stream(&app, job.subscribe(0), Some(leaving));
             response.headers_mut().extend(links(&job));
             Ok(response)
         }
         Answer::Image => {
             let outcome = job.ended().await;
             leaving.answered();
-            first_image(&job, &outcome)
+            let mut response = first_image(&job, &outcome).into_response();
+            response.extensions_mut().insert(app.receipt(&job, Fetched::End));
+            Ok(response)
         }
     }
 }
@@ -134,12 +136,13 @@ async fn accepted(app: &App, job: &Job) -> Response {
     response
 }
 
-async fn awaited(app: &App, job: &Job, wait: Duration, leaving: Leaving) -> Response {
+async fn awaited(app: &Arc<App>, job: &Arc<Job>, wait: Duration, leaving: Leaving) -> Response {
     let ended = tokio::time::timeout(wait, job.ended()).await.is_ok();
     leaving.answered();
     let mut response = if ended {
         let mut response = job_response(StatusCode::OK, app.board.snapshot(job), Pictures::Inline).await;
         response.headers_mut().extend(links(job));
+        response.extensions_mut().insert(app.receipt(job, Fetched::End));
         response
     } else {
         accepted(app, job).await

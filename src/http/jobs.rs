@@ -16,7 +16,7 @@ use super::{
     problem::Problem,
     view::{JobView, Pictures},
 };
-use crate::engine::{CancelReason, Cancelling, JobSnapshot, JobStatus, Listing};
+use crate::engine::{CancelReason, Cancelling, Fetched, JobSnapshot, JobStatus, Listing};
 
 const DEFAULT_PAGE: usize = 20;
 const LARGEST_PAGE: usize = 100;
@@ -38,7 +38,14 @@ pub(super) async fn list(State(app): State<Arc<App>>, uri: Uri) -> Result<Respon
 
 pub(super) async fn get(State(app): State<Arc<App>>, PathPart(id): PathPart<String>) -> Result<Response, Problem> {
     let job = app.board.find(&id).map_err(|missing| Problem::missing_job(missing, &id))?;
-    Ok(job_response(StatusCode::OK, app.board.snapshot(&job), Pictures::Linked).await)
+    let snapshot = app.board.snapshot(&job);
+    // Whoever reads that there are pictures has yet to fetch them.
+    let is_all = matches!(snapshot.status, JobStatus::Failed | JobStatus::Cancelled);
+    let mut response = job_response(StatusCode::OK, snapshot, Pictures::Linked).await;
+    if is_all {
+        response.extensions_mut().insert(app.receipt(&job, Fetched::End));
+    }
+    Ok(response)
 }
 
 pub(super) async fn cancel(State(app): State<Arc<App>>, PathPart(id): PathPart<String>) -> Result<Response, Problem> {
@@ -48,7 +55,12 @@ pub(super) async fn cancel(State(app): State<Arc<App>>, PathPart(id): PathPart<S
         Cancelling::Stopping => StatusCode::ACCEPTED,
         Cancelling::EndedBefore => StatusCode::OK,
     };
-    Ok(job_response(status, job, Pictures::Linked).await)
+    let mut response = job_response(status, job, Pictures::Linked).await;
+    if let Ok(job) = app.board.find(&id) {
+        // Nobody comes back for a job that was to be stopped.
+        response.extensions_mut().insert(app.receipt(&job, Fetched::End));
+    }
+    Ok(response)
 }
 
 /// A job as the body of an answer. Pictures are put into base64 off the asynchronous threads.

@@ -8,7 +8,9 @@
 //! 3. **Panic catch**: a handler's panic becomes a 500; inside of the log, so that it is logged like any other.
 //! 4. **CORS**: outside of the body limit, so that a browser can read a refusal, too. Without a named origin it adds
 //!    nothing, and browsers refuse the answer to pages of other origins.
-//! 5. **Body limit**: innermost; it takes effect where the handler reads the body, as a 413.
+//! 5. **Body limit**: it takes effect where the handler reads the body, as a 413.
+//! 6. **Probes only**: innermost, so that a refusal is logged and readable like any other answer. A connection that came
+//!    when all places were taken is answered about the worker, and not given work.
 
 use std::{any::Any, time::Instant};
 
@@ -27,12 +29,15 @@ use tower_http::{
 use tracing::Instrument;
 
 use super::{problem::Problem, view::millis};
-use crate::config::ListenConfig;
+use crate::{config::ListenConfig, connections::ProbesOnly};
+
+/// What is answered when every connection is in use.
+const PROBES: [&str; 3] = ["/health", "/ready", "/model"];
 
 /// Puts everything around `router`.
 pub(super) fn wrap(router: Router, config: &ListenConfig) -> Router {
     // Each layer goes around those before it, so this is read from the bottom up.
-    let mut router = router.layer(DefaultBodyLimit::max(config.max_body_bytes));
+    let mut router = router.layer(from_fn(only_probes)).layer(DefaultBodyLimit::max(config.max_body_bytes));
     if !config.cors_allow_origin.is_empty() {
         router = router.layer(cors(&config.cors_allow_origin));
     }
@@ -64,6 +69,15 @@ async fn log_access(request: Request, next: Next) -> Response {
     let duration_ms = millis(began.elapsed());
     tracing::info!(parent: &span, %method, path, status, duration_ms, job_id, "answered");
     response
+}
+
+/// Refuses what is no probe on a connection that is there for probes.
+async fn only_probes(request: Request, next: Next) -> Result<Response, Problem> {
+    let is_limited = request.extensions().get::<ProbesOnly>().is_some();
+    if is_limited && !PROBES.contains(&request.uri().path()) {
+        return Err(Problem::too_many_connections());
+    }
+    Ok(next.run(request).await)
 }
 
 /// The panic's own message has been printed by the panic hook, and is not the client's to read.

@@ -139,6 +139,12 @@ impl Problem {
         Self { code: "draining", detail: detail.to_owned(), ..Self::not_ready("") }
     }
 
+    /// A worker that has no place left for this connection.
+    pub(super) fn too_many_connections() -> Self {
+        let detail = "every connection that this worker takes is in use; only /health, /ready and /model are answered";
+        Self { code: "too_many_connections", detail: detail.to_owned(), ..Self::not_ready("") }
+    }
+
     /// A fault of this program outside any job. What it was is in the log and not in the answer.
     pub(super) fn internal() -> Self {
         let detail = "this worker has a fault; its log says more";
@@ -183,6 +189,7 @@ impl Problem {
             "queue_full" => "The queue is full",
             "not_ready" => "Not ready",
             "draining" => "Shutting down",
+            "too_many_connections" => "Too many connections",
             "deadline_exceeded" => "The deadline passed",
             "cancelled" => "The job was cancelled",
             "generation_failed" => "The drawing failed",
