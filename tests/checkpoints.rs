@@ -7,7 +7,7 @@ use std::{
 
 use darkroom::{
     Error,
-    models::{DeviceChoice, DtypeChoice, ModelSource},
+    models::{Checkpoint, DeviceChoice, DtypeChoice, ModelSource, ModelSpec},
     pipeline::{Generate, InferencePipeline, LoadOptions, Monitor},
     sampling::{Limits, SamplerKind, SamplingConfig, SpacingKind},
 };
@@ -296,6 +296,77 @@ fn a_schedule_of_fewer_steps_than_asked_for_counts_its_own() {
     assert!(last < 9, "{:?}", told.steps);
     assert_eq!(told.steps, (1..=last).map(|step| (step, last)).collect::<Vec<_>>());
     assert_eq!(told.previews.len(), last - 1);
+}
+
+/// All JSON of a folder.
+fn json_files(root: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(root).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(json_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "json") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[test]
+fn every_json_of_a_checkpoint_may_begin_with_a_byte_order_mark_and_have_nulls() {
+    // Indexes of shards, vocabularies and special tokens among them.
+    for name in ["sd2", "sdxl"] {
+        let folder = copy(name);
+        let defaults = r#"{"default_steps": 3, "default_guidance_scale": 2.0}"#;
+        fs::write(folder.path().join("darkroom.json"), defaults).unwrap();
+        let files = json_files(folder.path());
+        assert!(files.len() >= 9, "{files:?}");
+        for path in files {
+            let mut text = fs::read_to_string(&path).unwrap();
+            // What says nothing: keys that are null, of files that have keys and not a vocabulary's words.
+            if path.file_name().unwrap() != "vocab.json" {
+                text =
+                    text.trim_end().strip_suffix('}').unwrap().to_owned() + r#", "unk_token": null, "_unset": null}"#;
+                text = text.replacen('{', r#"{"use_cache": null, "default_seed": null, "#, 1);
+            }
+            fs::write(&path, format!("\u{feff}{text}")).unwrap();
+        }
+        let pipeline = load(folder.path()).unwrap();
+        let wanted = load(&reference(name)).unwrap();
+        let draw = |pipeline: &InferencePipeline| pipeline.generate(&config(2), &mut Told::default()).unwrap();
+        let config = |pipeline: &InferencePipeline| pipeline.model().default_steps;
+        assert_eq!((config(&pipeline), config(&wanted)), (3, 20), "{name}");
+        assert_eq!(bytes(&draw(&pipeline).images[0]), bytes(&draw(&wanted).images[0]), "{name}");
+    }
+}
+
+#[test]
+fn null_says_what_diffusers_makes_of_it() {
+    for (file, key) in [
+        ("unet/config.json", "upcast_attention"),
+        ("unet/config.json", "only_cross_attention"),
+        ("unet/config.json", "norm_eps"),
+        ("unet/config.json", "freq_shift"),
+        ("vae/config.json", "act_fn"),
+        ("vae/config.json", "force_upcast"),
+        ("vae/config.json", "scaling_factor"),
+        ("text_encoder/config.json", "layer_norm_eps"),
+        ("tokenizer/tokenizer_config.json", "bos_token"),
+        ("tokenizer/special_tokens_map.json", "pad_token"),
+        ("scheduler/scheduler_config.json", "beta_start"),
+        ("model_index.json", "feature_extractor"),
+    ] {
+        let folder = copy("sd15");
+        set(folder.path(), file, key, Value::Null);
+        load(folder.path()).map(|_| ()).unwrap_or_else(|error| panic!("{error}"));
+    }
+    // None is false to Python: an empty text in place of zeros, and an autoencoder that stays in f16.
+    let folder = copy("sdxl");
+    let spec = |folder: &Path| ModelSpec::read(&Checkpoint::Directory(folder.to_owned())).unwrap();
+    assert!(spec(folder.path()).force_zeros_for_empty_prompt && spec(folder.path()).vae.force_upcast);
+    set(folder.path(), "model_index.json", "force_zeros_for_empty_prompt", Value::Null);
+    set(folder.path(), "vae/config.json", "force_upcast", Value::Null);
+    assert!(!spec(folder.path()).force_zeros_for_empty_prompt && !spec(folder.path()).vae.force_upcast);
 }
 
 /// Remembers what it is told, and stops the drawing before the network call after `stop_after` steps.

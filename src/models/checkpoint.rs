@@ -220,4 +220,41 @@ mod tests {
         let checkpoint = Checkpoint::Directory(folder.path().to_owned());
         assert!(checkpoint.weights("vae").unwrap_err().to_string().contains("not in its folder"));
     }
+
+    /// What a log was told.
+    #[derive(Clone, Default)]
+    struct Log(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn unknown_keys_are_passed_over_with_a_warning_that_names_file_and_key() {
+        #[derive(Deserialize)]
+        struct Config {
+            size: usize,
+        }
+        let table = KeyTable { classes: &[], keys: &[json::keys::Key::honoured("size")] };
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), r#"{"size": 3, "colour": 1, "_private": 2}"#).unwrap();
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+        let checkpoint = Checkpoint::Directory(folder.path().to_owned());
+        let config: Config = tracing::subscriber::with_default(subscriber, || {
+            checkpoint.config("config.json", "a test", &table).unwrap()
+        });
+        assert_eq!(config.size, 3);
+        let said = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(said.contains("WARN") && said.contains("config.json") && said.contains("colour"), "{said}");
+    }
 }
