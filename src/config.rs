@@ -5,12 +5,14 @@
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
     Result,
+    drawing::MAX_SEED,
     engine::BoardLimits,
     models::{DeviceChoice, DtypeChoice, ModelSource},
+    naming::{AllowedHost, BasePath},
     sampling::{Limits, SamplerKind, SpacingKind},
     threads,
 };
@@ -140,6 +142,8 @@ impl Default for ServeConfig {
                 port: 7860,
                 cors_allow_origin: Vec::new(),
                 max_body_bytes: 33_554_432,
+                allowed_host: Vec::new(),
+                base_path: BasePath::default(),
             },
             model: ModelConfig {
                 model: Some("bundled".to_owned()),
@@ -148,7 +152,12 @@ impl Default for ServeConfig {
                 threads: None,
             },
             cost: CostConfig { max_batch: 8, max_pixels: 4_194_304 },
-            work: WorkConfig { queue_capacity: 10, result_ttl_seconds: 600, shutdown_grace_seconds: 30 },
+            work: WorkConfig {
+                queue_capacity: 10,
+                result_ttl_seconds: 600,
+                shutdown_grace_seconds: 30,
+                ready_when_full: true,
+            },
             log: LogConfig { log_format: None },
         }
     }
@@ -170,6 +179,15 @@ pub struct ListenConfig {
     /// Largest request body; what is larger is refused with 413
     #[arg(long, env = "DARKROOM_MAX_BODY_BYTES", default_value_t = 33_554_432, value_name = "BYTES", value_parser = at_least_one)]
     pub max_body_bytes: usize,
+    /// Host name that requests may ask for, besides IP addresses and localhost; .example.org is the domain and all below
+    /// it, *.example.org all below it, * any host; may be repeated. Other names get 421 when --host is a loopback
+    /// address, or once this is given [default: none]
+    #[arg(long, env = "DARKROOM_ALLOWED_HOST", value_name = "NAME", value_delimiter = ',')]
+    pub allowed_host: Vec<AllowedHost>,
+    /// Path under which clients see this worker behind a proxy, such as /darkroom; every URL in an answer begins with it,
+    /// and requests are answered with it and without it
+    #[arg(long, env = "DARKROOM_BASE_PATH", value_name = "PATH", default_value = "", hide_default_value = true)]
+    pub base_path: BasePath,
 }
 
 /// What to draw with.
@@ -248,6 +266,10 @@ pub struct WorkConfig {
     /// On SIGTERM or SIGINT: how long the running job may go on before it is cancelled; a second signal ends at once
     #[arg(long, env = "DARKROOM_SHUTDOWN_GRACE_SECONDS", default_value_t = 30, value_name = "SECONDS")]
     pub shutdown_grace_seconds: u64,
+    /// Whether GET /ready stays 200 while the queue is full; with false, an orchestrator takes a full worker out of its
+    /// service, and clients cannot fetch their pictures meanwhile
+    #[arg(long, env = "DARKROOM_READY_WHEN_FULL", value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
+    pub ready_when_full: bool,
 }
 
 impl WorkConfig {
@@ -363,7 +385,7 @@ pub struct PictureConfig {
     #[arg(long, value_name = "SCALE")]
     pub guidance_scale: Option<f64>,
     /// The same seed draws the same picture [default: drawn at random and reported]
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = seed)]
     pub seed: Option<u64>,
     /// How many images; image i has seed + i
     #[arg(long, default_value_t = 1, value_name = "IMAGES")]
@@ -392,6 +414,13 @@ fn at_least_one(text: &str) -> Result<usize, String> {
         Ok(count) => Ok(count),
         Err(_) => Err("a whole number from 1 is needed".to_owned()),
     }
+}
+
+/// Reads a seed. How large it may be is for the request to say.
+fn seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| {
+        format!("a whole number from 0 to {MAX_SEED} is needed; leave --seed out for a random one, which is reported")
+    })
 }
 
 /// Reads how many threads draw.
@@ -451,6 +480,18 @@ mod tests {
     }
 
     #[test]
+    fn names_are_listed_with_commas_or_one_by_one() {
+        let args = ["--allowed-host", "a.test,.b.test", "--allowed-host", "c.test:80", "--base-path", "/darkroom/"];
+        let Ok(Command::Serve(config)) = parse(&args) else { panic!() };
+        assert_eq!(config.listen.allowed_host.len(), 3);
+        assert_eq!(config.listen.base_path.as_str(), "/darkroom");
+        let Ok(Command::Serve(config)) = parse(&["--ready-when-full", "false"]) else { panic!() };
+        assert!(!config.work.ready_when_full);
+        let error = parse(&["generate", "a fox", "-o", "fox.png", "--seed", "-1"]).unwrap_err().to_string();
+        assert!(error.contains("leave --seed out for a random one"), "{error}");
+    }
+
+    #[test]
     fn generate_takes_the_parameters_of_a_request() {
         let args = ["generate", "a fox", "-o", "fox.png", "--n", "2", "--sampler", "euler_a", "--seed", "7"];
         let Ok(Command::Generate(config)) = parse(&args) else { panic!() };
@@ -470,6 +511,13 @@ mod tests {
             &["--cors-allow-origin", "example.org"],
             &["--cors-allow-origin", "https://example.org/path"],
             &["--log-format", "xml"],
+            &["--allowed-host", "http://example.org"],
+            &["--allowed-host", "example.org,a/b"],
+            &["--base-path", "darkroom"],
+            &["--base-path", "/a/../b"],
+            &["--ready-when-full", "maybe"],
+            &["--ready-when-full"],
+            &["generate", "a fox", "-o", "fox.png", "--seed", "-1"],
             &["generate", "a fox"],
             &["bench", "--size", "100"],
             &["bench", "--size", "4096"],

@@ -5,6 +5,7 @@
 
 use std::{
     future::{Future, IntoFuture},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -16,7 +17,7 @@ use crate::{
     Error, Result,
     bars::{loading_bar, show_stage},
     config::ServeConfig,
-    http::{App, Phase, router},
+    http::{App, Phase, router_on},
     loading::{LoadStage, load_model},
     pipeline::Generate,
 };
@@ -53,8 +54,10 @@ where
 {
     let app = App::new(config);
     let close = CancellationToken::new();
-    let server =
-        axum::serve(listener, router(Arc::clone(&app))).with_graceful_shutdown(close.clone().cancelled_owned());
+    // Where the address cannot be told, the stricter rule holds.
+    let bound = listener.local_addr().map_or(IpAddr::from([127, 0, 0, 1]), |address| address.ip());
+    let server = axum::serve(listener, router_on(Arc::clone(&app), bound))
+        .with_graceful_shutdown(close.clone().cancelled_owned());
     let server = AbortOnDropHandle::new(tokio::spawn(server.into_future()));
     let _sweeper = AbortOnDropHandle::new(tokio::spawn(sweep(Arc::clone(&app))));
     let loading = tokio::spawn(load_watched(Arc::clone(&app), load));
