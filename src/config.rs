@@ -5,13 +5,15 @@
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, value_parser};
 
 use crate::{
     Result,
     connections::ConnectionLimits,
+    drawing::MAX_SEED,
     engine::BoardLimits,
     models::{DeviceChoice, DtypeChoice, ModelSource},
+    naming::{AllowedHost, BasePath},
     sampling::{Limits, SamplerKind, SpacingKind},
     threads,
 };
@@ -147,6 +149,8 @@ impl Default for ServeConfig {
                 max_connections: 1024,
                 head_timeout_seconds: 10,
                 keep_alive_seconds: 75,
+                allowed_host: Vec::new(),
+                base_path: BasePath::default(),
             },
             model: ModelConfig {
                 model: Some("bundled".to_owned()),
@@ -160,6 +164,7 @@ impl Default for ServeConfig {
                 result_ttl_seconds: 600,
                 shutdown_grace_seconds: 30,
                 drain_seconds: 0,
+                ready_when_full: true,
             },
             log: LogConfig { log_format: None },
         }
@@ -193,6 +198,15 @@ pub struct ListenConfig {
     /// never sends a request into a connection that is being closed
     #[arg(long, env = "DARKROOM_KEEP_ALIVE_SECONDS", default_value_t = 75, value_name = "SECONDS", value_parser = value_parser!(u64).range(1..=LONGEST_WAIT_SECONDS))]
     pub keep_alive_seconds: u64,
+    /// Host name that requests may ask for, besides IP addresses and localhost; .example.org is the domain and all below
+    /// it, *.example.org all below it, * any host; may be repeated. Other names get 421 when --host is a loopback
+    /// address, or once this is given [default: none]
+    #[arg(long, env = "DARKROOM_ALLOWED_HOST", value_name = "NAME", value_delimiter = ',')]
+    pub allowed_host: Vec<AllowedHost>,
+    /// Path under which clients see this worker behind a proxy, such as /darkroom; every URL in an answer begins with it,
+    /// and requests are answered with it and without it
+    #[arg(long, env = "DARKROOM_BASE_PATH", value_name = "PATH", default_value = "", hide_default_value = true)]
+    pub base_path: BasePath,
 }
 
 impl ListenConfig {
@@ -289,6 +303,10 @@ pub struct WorkConfig {
     /// where Ctrl-C of an idle worker should end it; behind a load balancer, give it the time to notice, such as 5
     #[arg(long, env = "DARKROOM_DRAIN_SECONDS", default_value_t = 0, value_name = "SECONDS", value_parser = value_parser!(u64).range(..=LONGEST_WAIT_SECONDS))]
     pub drain_seconds: u64,
+    /// Whether GET /ready stays 200 while the queue is full; with false, an orchestrator takes a full worker out of its
+    /// service, and clients cannot fetch their pictures meanwhile
+    #[arg(long, env = "DARKROOM_READY_WHEN_FULL", value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
+    pub ready_when_full: bool,
 }
 
 impl WorkConfig {
@@ -410,7 +428,7 @@ pub struct PictureConfig {
     #[arg(long, value_name = "SCALE")]
     pub guidance_scale: Option<f64>,
     /// The same seed draws the same picture [default: drawn at random and reported]
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = seed)]
     pub seed: Option<u64>,
     /// How many images; image i has seed + i
     #[arg(long, default_value_t = 1, value_name = "IMAGES")]
@@ -439,6 +457,13 @@ fn at_least_one(text: &str) -> Result<usize, String> {
         Ok(count) => Ok(count),
         Err(_) => Err("a whole number from 1 is needed".to_owned()),
     }
+}
+
+/// Reads a seed. How large it may be is for the request to say.
+fn seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| {
+        format!("a whole number from 0 to {MAX_SEED} is needed; leave --seed out for a random one, which is reported")
+    })
 }
 
 /// Reads how many threads draw.
@@ -498,6 +523,18 @@ mod tests {
     }
 
     #[test]
+    fn names_are_listed_with_commas_or_one_by_one() {
+        let args = ["--allowed-host", "a.test,.b.test", "--allowed-host", "c.test:80", "--base-path", "/darkroom/"];
+        let Ok(Command::Serve(config)) = parse(&args) else { panic!() };
+        assert_eq!(config.listen.allowed_host.len(), 3);
+        assert_eq!(config.listen.base_path.as_str(), "/darkroom");
+        let Ok(Command::Serve(config)) = parse(&["--ready-when-full", "false"]) else { panic!() };
+        assert!(!config.work.ready_when_full);
+        let error = parse(&["generate", "a fox", "-o", "fox.png", "--seed", "-1"]).unwrap_err().to_string();
+        assert!(error.contains("leave --seed out for a random one"), "{error}");
+    }
+
+    #[test]
     fn generate_takes_the_parameters_of_a_request() {
         let args = ["generate", "a fox", "-o", "fox.png", "--n", "2", "--sampler", "euler_a", "--seed", "7"];
         let Ok(Command::Generate(config)) = parse(&args) else { panic!() };
@@ -521,6 +558,13 @@ mod tests {
             &["--cors-allow-origin", "example.org"],
             &["--cors-allow-origin", "https://example.org/path"],
             &["--log-format", "xml"],
+            &["--allowed-host", "http://example.org"],
+            &["--allowed-host", "example.org,a/b"],
+            &["--base-path", "darkroom"],
+            &["--base-path", "/a/../b"],
+            &["--ready-when-full", "maybe"],
+            &["--ready-when-full"],
+            &["generate", "a fox", "-o", "fox.png", "--seed", "-1"],
             &["generate", "a fox"],
             &["bench", "--size", "100"],
             &["bench", "--size", "4096"],

@@ -60,6 +60,7 @@ pub mod drawing;
 pub mod image_utils;
 pub mod loading;
 pub mod memory;
+pub mod naming;
 pub mod output;
 pub mod signals;
 pub mod telemetry;

@@ -3,7 +3,7 @@
 //! Owns the order in which things start and end. The socket and the end of the worker come from outside, so that a
 //! test binds port 0 and pulls the plug itself.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, net::IpAddr, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
@@ -13,7 +13,7 @@ use crate::{
     bars::{loading_bar, show_stage},
     config::ServeConfig,
     connections::Connections,
-    http::{App, Phase, router},
+    http::{App, Phase, router_on},
     loading::{LoadStage, load_model},
     pipeline::Generate,
 };
@@ -51,7 +51,9 @@ where
     let connections = Connections::new(config.listen.connection_limits());
     let work = config.work;
     let app = App::new(config);
-    let server = connections.clone().serve(listener, router(Arc::clone(&app)));
+    // Where the address cannot be told, the stricter rule holds.
+    let bound = listener.local_addr().map_or(IpAddr::from([127, 0, 0, 1]), |address| address.ip());
+    let server = connections.clone().serve(listener, router_on(Arc::clone(&app), bound));
     let server = AbortOnDropHandle::new(tokio::spawn(server));
     let _sweeper = AbortOnDropHandle::new(tokio::spawn(sweep(Arc::clone(&app))));
     let loading = tokio::spawn(load_watched(Arc::clone(&app), load));

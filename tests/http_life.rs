@@ -47,7 +47,7 @@ async fn probes_answer_while_the_model_loads_and_say_how_far_it_is() {
     .await;
     let loading = until(address, |ready| ready["loading_percent"] == 42).await;
     let expected = json!({
-        "ready": false, "state": "loading", "reason": "loading the model: 42%", "loading_percent": 42,
+        "ready": false, "accepting": false, "state": "loading", "reason": "loading the model: 42%", "loading_percent": 42,
         "queue": { "depth": 0, "capacity": 10 }, "running": 0,
     });
     assert_eq!(loading, expected);
@@ -62,7 +62,7 @@ async fn probes_answer_while_the_model_loads_and_say_how_far_it_is() {
 
     let ready = get(address, "/ready").await;
     let expected = json!({
-        "ready": true, "state": "ready", "reason": null, "queue": { "depth": 0, "capacity": 10 }, "running": 0,
+        "ready": true, "accepting": true, "state": "ready", "reason": null, "queue": { "depth": 0, "capacity": 10 }, "running": 0,
     });
     assert_eq!((ready.status, ready.json()), (200, expected));
     let mut health = get(address, "/health").await.json();

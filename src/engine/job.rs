@@ -171,6 +171,9 @@ impl JobState {
         match what {
             Fetched::Image(index) => drop(self.images_fetched.insert(index)),
             Fetched::End => self.end_fetched = true,
+            Fetched::EndWithLinks => {
+                self.end_fetched |= !matches!(self.outcome.as_deref(), Some(Outcome::Succeeded { .. }));
+            }
         }
     }
 

@@ -132,12 +132,23 @@ impl App {
         match (self.phase(), self.loaded.get()) {
             (Phase::Ready, Some(loaded)) if loaded.engine.is_alive() => Ok(loaded),
             (Phase::Draining | Phase::Stopped, _) => Err(Problem::draining()),
-            _ => Err(Problem::not_ready(&self.why_not_drawing())),
+            _ => Err(self.not_ready()),
         }
     }
 
+    /// The problem of a worker that does not draw.
+    pub(super) fn not_ready(&self) -> Problem {
+        let why = self.why_not_drawing();
+        if self.has_failed() { Problem::failed(&why) } else { Problem::not_ready(&why) }
+    }
+
+    /// Whether nothing will be drawn here until the worker is started again.
+    pub(super) fn has_failed(&self) -> bool {
+        self.is_dead() || matches!(self.phase(), Phase::Failed { .. })
+    }
+
     /// Whether the engine has ended though nobody told it to.
-    pub(super) fn is_dead(&self) -> bool {
+    fn is_dead(&self) -> bool {
         let running = matches!(self.phase(), Phase::Ready);
         running && self.loaded.get().is_some_and(|loaded| !loaded.engine.is_alive())
     }

@@ -59,6 +59,8 @@ pub(super) async fn submit(app: &Arc<App>, wish: Wish, on_disconnect: OnDisconne
     app.accepting()?;
     loaded.engine.submit(request, response_tx).await.map_err(|error| match error {
         Error::QueueFull { capacity } => Problem::queue_full(capacity, app.board.next_place_in()),
+        // An engine that has closed its queue has died, or is told to stop: the two are different news.
+        Error::NotAccepting { .. } => app.accepting().err().unwrap_or_else(Problem::draining),
         error => Problem::from(&error),
     })?;
     let job = app.board.add(ticket);
