@@ -242,7 +242,8 @@ mod tests {
         struct Config {
             size: usize,
         }
-        let table = KeyTable { classes: &[], keys: &[json::keys::Key::honoured("size")] };
+        const KEYS: &[json::keys::Key] = &[json::keys::Key::honoured("size")];
+        let table = KeyTable { classes: &[], keys: KEYS };
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config.json"), r#"{"size": 3, "colour": 1, "_private": 2}"#).unwrap();
         let log = Log::default();
