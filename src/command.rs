@@ -91,8 +91,8 @@ where
         let files = encode_all(&images, &output, texts)?;
         write_all(&files, sampling.seed, &path)
     })
-        .await
-        .unwrap_or_else(|error| Err(GenerateError::Failed(error.to_string())))
+    .await
+    .unwrap_or_else(|error| Err(GenerateError::Failed(error.to_string())))
 }
 
 fn output_options(picture: &PictureConfig) -> Result<OutputOptions, GenerateError> {

@@ -83,9 +83,9 @@ fn heeding(
                 arg.env(None)
             }
             // Defaults are what clap lets be set from outside. They live as long as the command, which is to the end.
-            Said::Entries(entries) => {
-                arg.env(None).default_values(entries.into_iter().map(|entry| &*entry.leak()).collect::<Vec<&'static str>>())
-            }
+            Said::Entries(entries) => arg
+                .env(None)
+                .default_values(entries.into_iter().map(|entry| &*entry.leak()).collect::<Vec<&'static str>>()),
         }
     });
     command.mut_subcommands(|command| heeding(command, variable, warnings))
@@ -162,7 +162,10 @@ mod tests {
         let Ok(Command::Serve(config)) = command else { panic!("{command:?}") };
         assert_eq!(config.listen.port, 7860);
         assert_eq!(warnings.len(), 1);
-        assert!(warnings[0].contains("enableServiceLinks") && warnings[0].contains("tcp://10.96.0.7:7860"), "{warnings:?}");
+        assert!(
+            warnings[0].contains("enableServiceLinks") && warnings[0].contains("tcp://10.96.0.7:7860"),
+            "{warnings:?}"
+        );
     }
 
     #[test]

@@ -128,7 +128,10 @@ mod tests {
             ..config()
         };
         let text = text(&more, "owner/a: \"b\", c");
-        assert!(text.contains("\nNegative prompt: blurry, \"low\"\nSteps: 20, Sampler: Euler a, CFG scale: 7, "), "{text}");
+        assert!(
+            text.contains("\nNegative prompt: blurry, \"low\"\nSteps: 20, Sampler: Euler a, CFG scale: 7, "),
+            "{text}"
+        );
         let pairs = pairs(&text);
         let value = |name: &str| pairs.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str());
         assert_eq!((value("Clip skip"), value("Model")), (Some("2"), Some("owner/a: \"b\", c")));

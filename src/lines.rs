@@ -41,7 +41,8 @@ impl Lines {
         let lines = Self(Arc::default());
         let far_end = lines.clone();
         // Without a thread the buffer fills up and every further line is lost, which harms nothing else.
-        let _ = thread::Builder::new().name("lines".to_owned()).spawn(move || far_end.empty_into(&mut stream, &tell_lost));
+        let _ =
+            thread::Builder::new().name("lines".to_owned()).spawn(move || far_end.empty_into(&mut stream, &tell_lost));
         lines
     }
 

@@ -53,7 +53,8 @@ impl FromStr for Host {
         if is_name || is_zoned {
             return Ok(Self::Name(text.to_owned()));
         }
-        Err("an IP address or a host's name is needed, such as 127.0.0.1, ::1 or localhost; --port sets the port".to_owned())
+        Err("an IP address or a host's name is needed, such as 127.0.0.1, ::1 or localhost; --port sets the port"
+            .to_owned())
     }
 }
 
@@ -138,7 +139,9 @@ mod tests {
         for text in ["localhost", "worker-0.workers.svc.cluster.local", "a_b", "fe80::1%eth0", "7.example"] {
             assert_eq!(text.parse(), Ok(Host::Name(text.to_owned())));
         }
-        for text in ["", "localhost:80", "[::1]:80", "[127.0.0.1]", "http://localhost", "127.1", "1.2.3.400", "a b", "::g"] {
+        for text in
+            ["", "localhost:80", "[::1]:80", "[127.0.0.1]", "http://localhost", "127.1", "1.2.3.400", "a b", "::g"]
+        {
             assert!(text.parse::<Host>().unwrap_err().contains("localhost"), "{text}");
         }
         assert!("x".repeat(254).parse::<Host>().is_err());

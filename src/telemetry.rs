@@ -144,7 +144,8 @@ mod tests {
 
     #[test]
     fn a_filter_is_what_the_environment_says_or_refused_by_name() {
-        let written = |said: Option<&str>| filter(said.map(std::ffi::OsStr::new), "info").map(|filter| filter.to_string());
+        let written =
+            |said: Option<&str>| filter(said.map(std::ffi::OsStr::new), "info").map(|filter| filter.to_string());
         assert_eq!(written(None).unwrap(), "info");
         assert_eq!(written(Some("")).unwrap(), "info");
         assert_eq!(written(Some("darkroom=trace")).unwrap(), "darkroom=trace");

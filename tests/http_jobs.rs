@@ -109,7 +109,8 @@ async fn a_picture_is_the_answer_where_one_is_accepted() {
             let keywords: Vec<_> = texts.iter().map(|text| text.keyword.as_str()).collect();
             assert_eq!(keywords, ["parameters", "darkroom"]);
             let infotext = texts[0].get_text().unwrap();
-            let begins = "狐\nSteps: 2, Sampler: Euler, CFG scale: 1, Seed: 9, Size: 64x64, Model: fake, Version: darkroom ";
+            let begins =
+                "狐\nSteps: 2, Sampler: Euler, CFG scale: 1, Seed: 9, Size: 64x64, Model: fake, Version: darkroom ";
             assert!(infotext.starts_with(begins), "{infotext}");
             let parameters: Value = serde_json::from_str(&texts[1].get_text().unwrap()).unwrap();
             assert_eq!(parameters["prompt"], "狐");
