@@ -12,6 +12,7 @@ use crate::{
     connections::ConnectionLimits,
     drawing::MAX_SEED,
     engine::BoardLimits,
+    listen::Host,
     models::{DeviceChoice, DtypeChoice, ModelSource},
     naming::{AllowedHost, BasePath},
     sampling::{Limits, SamplerKind, SpacingKind},
@@ -38,7 +39,8 @@ Examples:
 
   curl -o fox.png -H 'Accept: image/png' --json '{\"prompt\": \"a red fox\"}' 127.0.0.1:7860/generate
 
-Each flag can be set in the environment, too: DARKROOM_PORT=8080 darkroom
+Each flag can be set in the environment, too: DARKROOM_PORT=8080 darkroom. An empty variable is not set.
+DARKROOM_LOG filters the log: debug, or darkroom=trace
 Exit codes: 0 done, 1 failed, 2 bad arguments, 64 bad configuration, 130 interrupted";
 
 const GENERATE_EXAMPLES: &str = "\
@@ -107,6 +109,25 @@ impl Command {
             Self::Bench(config) => &config.model,
         }
     }
+
+    /// What is said on stderr.
+    #[must_use]
+    pub fn log(&self) -> LogConfig {
+        match self {
+            Self::Serve(config) => config.log,
+            Self::Generate(config) => config.log,
+            Self::Bench(config) => config.log,
+        }
+    }
+
+    /// What is logged when the environment says nothing: a server's life, or only what is wrong.
+    #[must_use]
+    pub const fn log_level(&self) -> &'static str {
+        match self {
+            Self::Serve(_) => "info",
+            Self::Generate(_) | Self::Bench(_) => "warn",
+        }
+    }
 }
 
 impl Cli {
@@ -142,7 +163,7 @@ impl Default for ServeConfig {
     fn default() -> Self {
         Self {
             listen: ListenConfig {
-                host: IpAddr::from([127, 0, 0, 1]),
+                host: Host::Address(IpAddr::from([127, 0, 0, 1])),
                 port: 7860,
                 cors_allow_origin: Vec::new(),
                 max_body_bytes: 33_554_432,
@@ -175,9 +196,10 @@ impl Default for ServeConfig {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Network")]
 pub struct ListenConfig {
-    /// Address to listen on; 0.0.0.0 is every network this machine is in
+    /// Address to listen on, or a name for it, such as localhost; 0.0.0.0 is every network this machine is in, and :: those
+    /// of IPv6, too
     #[arg(long, env = "DARKROOM_HOST", default_value = "127.0.0.1", value_name = "ADDRESS")]
-    pub host: IpAddr,
+    pub host: Host,
     /// Port to listen on; 0 picks a free one, which is logged and printed
     #[arg(long, env = "DARKROOM_PORT", default_value_t = 7860)]
     pub port: u16,
@@ -551,6 +573,7 @@ mod tests {
             &["--keep-alive-seconds", "86401"],
             &["--drain-seconds", "5s"],
             &["--port", "70000"],
+            &["--host", "localhost:80"],
             &["--device", "gpu"],
             &["--threads", "0"],
             &["--threads", "1025"],

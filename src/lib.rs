@@ -45,6 +45,7 @@
 //! The modules in reading order, each knowing only those below it.
 
 pub mod config;
+pub mod environment;
 pub mod error;
 
 pub mod bench;
@@ -58,6 +59,9 @@ pub mod connections;
 pub mod bars;
 pub mod drawing;
 pub mod image_utils;
+pub mod infotext;
+pub mod lines;
+pub mod listen;
 pub mod loading;
 pub mod memory;
 pub mod naming;

@@ -124,9 +124,15 @@ async fn a_picture_is_the_answer_where_one_is_accepted() {
         assert_eq!(image::guess_format(&answer.body).unwrap(), format);
         if format == image::ImageFormat::Png {
             let reader = png::Decoder::new(Cursor::new(&answer.body)).read_info().unwrap();
-            let chunk = &reader.info().utf8_text[0];
-            let parameters: Value = serde_json::from_str(&chunk.get_text().unwrap()).unwrap();
-            assert_eq!((chunk.keyword.as_str(), &parameters["prompt"]), ("parameters", &json!("狐")));
+            let texts = &reader.info().utf8_text;
+            let keywords: Vec<_> = texts.iter().map(|text| text.keyword.as_str()).collect();
+            assert_eq!(keywords, ["parameters", "darkroom"]);
+            let infotext = texts[0].get_text().unwrap();
+            let begins =
+                "狐\nSteps: 2, Sampler: Euler, CFG scale: 1, Seed: 9, Size: 64x64, Model: fake, Version: darkroom ";
+            assert!(infotext.starts_with(begins), "{infotext}");
+            let parameters: Value = serde_json::from_str(&texts[1].get_text().unwrap()).unwrap();
+            assert_eq!(parameters["prompt"], "狐");
             // What a picture holds draws it again.
             let again = generate(address, &[("Accept", accept)], &parameters).await;
             assert_eq!(again.body, answer.body);
