@@ -540,7 +540,7 @@ fn tokenizers_of_different_lengths_are_refused() {
 #[test]
 fn a_tokenizer_json_of_another_kind_is_refused() {
     for (key, value, said) in [
-        ("vocab", serde_json::json!([["a", 0.0]]), "expected a map"),
+        ("vocab", serde_json::json!([["a", 0.0]]), "model.vocab is a list; an object is wanted"),
         ("merges", serde_json::json!(["a b", "ab"]), "has the merge \"ab\", which is no pair"),
     ] {
         let folder = copy("sd2v");

@@ -280,7 +280,7 @@ async fn who_waits_longest_makes_room_for_the_next() {
     let answer = generate(address, &[("Accept", "image/png")], &fox()).await;
     assert_eq!(answer.status, 200);
     assert_eq!(rest(&mut oldest).await, "");
-    newest.write_all(b"st: test\r\nConnection: close\r\n\r\n").await.unwrap();
+    newest.write_all(b"st: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
     let answer = rest(&mut newest).await;
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     drop(idle);
