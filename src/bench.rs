@@ -3,7 +3,7 @@
 //! Owns what is measured and in which order. Every stage runs once uncounted and then as often as was asked for; its
 //! arithmetic is counted where the layers are called, not estimated.
 
-use std::{fmt, time::Instant};
+use std::{fmt, ops::ControlFlow, time::Instant};
 
 use serde::Serialize;
 
@@ -73,12 +73,12 @@ impl fmt::Display for Measurement {
     }
 }
 
-/// Measures every stage that is asked for, telling `report` of each as it is done.
+/// Measures every stage that is asked for, telling `report` of each as it is done, until that breaks off.
 ///
 /// # Errors
 ///
 /// When the model cannot be loaded, or does not draw pictures of the size that was asked for.
-pub fn run(config: &BenchConfig, report: &mut dyn FnMut(&Measurement)) -> Result<()> {
+pub fn run(config: &BenchConfig, report: &mut dyn FnMut(&Measurement) -> ControlFlow<()>) -> Result<()> {
     let began = Instant::now();
     let bar = loading_bar();
     let pipeline = load_pipeline(&config.model, Limits::default(), &mut |stage| {
@@ -98,12 +98,13 @@ pub fn run(config: &BenchConfig, report: &mut dyn FnMut(&Measurement)) -> Result
             threads: config.model.threads(),
         },
         peak: None,
+        stopped: false,
         report,
     };
-    (bench.report)(&bench.blank);
+    bench.stopped = (bench.report)(&bench.blank).is_break();
     // What is wrong with the size is said before anything is measured.
     let picture = picture(&pipeline, bench.blank.size)?;
-    if model.device == "cpu" {
+    if model.device == "cpu" && !bench.stopped {
         bench.measure_peak(&pipeline);
     }
     let is_wanted = |stage: BenchStage| config.stages.is_empty() || config.stages.contains(&stage);
@@ -130,8 +131,8 @@ fn picture(pipeline: &InferencePipeline, size: usize) -> Result<PreparedStage<'_
     pipeline.check(&config)?;
     Ok(Box::new(move || {
         let drawn = pipeline.generate(&config, &mut Unwatched)?;
-        let parameters = DrawingParameters::of_image(&config, 0).to_json();
-        encode(&drawn.images[0], &OutputOptions::default(), &parameters).map(|_| ())
+        let texts = DrawingParameters::of_image(&config, 0).texts(&model.name);
+        encode(&drawn.images[0], &OutputOptions::default(), &texts).map(|_| ())
     }))
 }
 
@@ -141,7 +142,9 @@ struct Bench<'a> {
     blank: Measurement,
     /// In operations a second.
     peak: Option<f64>,
-    report: &'a mut dyn FnMut(&Measurement),
+    /// Nobody wants another line.
+    stopped: bool,
+    report: &'a mut dyn FnMut(&Measurement) -> ControlFlow<()>,
 }
 
 impl Bench<'_> {
@@ -153,6 +156,9 @@ impl Bench<'_> {
     }
 
     fn measure(&mut self, stage: &'static str, run: &PreparedStage<'_>) -> Result<()> {
+        if self.stopped {
+            return Ok(());
+        }
         let before = nn::operations_done();
         run()?;
         let operations = nn::operations_done() - before;
@@ -171,7 +177,8 @@ impl Bench<'_> {
     fn tell(&mut self, stage: &'static str, seconds: f64, operations_per_second: f64) {
         let gflops = Some(operations_per_second / 1e9);
         let peak_share = self.peak.map(|peak| operations_per_second / peak);
-        (self.report)(&Measurement { stage, seconds, gflops, peak_share, ..self.blank.clone() });
+        let line = Measurement { stage, seconds, gflops, peak_share, ..self.blank.clone() };
+        self.stopped = (self.report)(&line).is_break();
     }
 }
 

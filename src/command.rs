@@ -18,7 +18,7 @@ use crate::{
     drawing::{DrawingParameters, random_seed},
     engine::{CancelReason, ErrorCode, GenerationEngine, GenerationRequest, GenerationResponse},
     loading::LoadStage,
-    output::{OutputFormat, OutputOptions, encode},
+    output::{OutputFormat, OutputOptions, PictureText, encode},
     pipeline::{Generate, ModelInfo},
     sampling::SamplingConfig,
 };
@@ -80,14 +80,19 @@ where
     sampling.validate(&pipeline.model().limits)?;
     pipeline.check(&sampling)?;
 
+    let model = pipeline.model().name.clone();
     let mut engine = GenerationEngine::new(1);
     engine.start(pipeline);
     let images = draw(&engine, &sampling, interrupted).await?;
     engine.shutdown().await;
     let path = config.picture.output.clone();
-    tokio::task::spawn_blocking(move || write_all(&images, &sampling, &output, &path))
-        .await
-        .unwrap_or_else(|error| Err(GenerateError::Failed(error.to_string())))
+    tokio::task::spawn_blocking(move || {
+        let texts = |index| DrawingParameters::of_image(&sampling, index).texts(&model);
+        let files = encode_all(&images, &output, texts)?;
+        write_all(&files, sampling.seed, &path)
+    })
+    .await
+    .unwrap_or_else(|error| Err(GenerateError::Failed(error.to_string())))
 }
 
 fn output_options(picture: &PictureConfig) -> Result<OutputOptions, GenerateError> {
@@ -184,20 +189,22 @@ async fn draw(
     }
 }
 
-fn write_all(
+/// The bytes of each picture's file, which says what `texts` gives for it.
+fn encode_all(
     images: &[DynamicImage],
-    sampling: &SamplingConfig,
     output: &OutputOptions,
-    path: &Path,
-) -> Result<Vec<Written>, GenerateError> {
-    let mut written = Vec::with_capacity(images.len());
-    for (index, image) in images.iter().enumerate() {
-        let parameters = DrawingParameters::of_image(sampling, index).to_json();
-        let bytes = encode(image, output, &parameters)?;
-        let path = if images.len() == 1 { path.to_owned() } else { numbered(path, index) };
-        write_atomically(&path, &bytes)
+    texts: impl Fn(usize) -> [PictureText; 2],
+) -> Result<Vec<Vec<u8>>> {
+    images.iter().enumerate().map(|(index, image)| encode(image, output, &texts(index))).collect()
+}
+
+fn write_all(files: &[Vec<u8>], seed: u64, path: &Path) -> Result<Vec<Written>, GenerateError> {
+    let mut written = Vec::with_capacity(files.len());
+    for (index, bytes) in files.iter().enumerate() {
+        let path = if files.len() == 1 { path.to_owned() } else { numbered(path, index) };
+        write_atomically(&path, bytes)
             .map_err(|error| GenerateError::Failed(format!("{}: cannot be written: {error}", path.display())))?;
-        written.push(Written { path, seed: sampling.seed + index as u64 });
+        written.push(Written { path, seed: seed + index as u64 });
     }
     Ok(written)
 }

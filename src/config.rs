@@ -5,15 +5,22 @@
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, value_parser};
 
 use crate::{
     Result,
+    connections::ConnectionLimits,
+    drawing::MAX_SEED,
     engine::BoardLimits,
+    listen::Host,
     models::{DeviceChoice, DtypeChoice, ModelSource},
+    naming::{AllowedHost, BasePath},
     sampling::{Limits, SamplerKind, SpacingKind},
     threads,
 };
+
+/// A day: more than that is a mistake in the unit.
+const LONGEST_WAIT_SECONDS: u64 = 86_400;
 
 const LONG_ABOUT: &str = "\
 darkroom draws pictures from text. It serves over HTTP, or draws one picture and ends.
@@ -32,7 +39,8 @@ Examples:
 
   curl -o fox.png -H 'Accept: image/png' --json '{\"prompt\": \"a red fox\"}' 127.0.0.1:7860/generate
 
-Each flag can be set in the environment, too: DARKROOM_PORT=8080 darkroom
+Each flag can be set in the environment, too: DARKROOM_PORT=8080 darkroom. An empty variable is not set.
+DARKROOM_LOG filters the log: debug, or darkroom=trace
 Exit codes: 0 done, 1 failed, 2 bad arguments, 64 bad configuration, 130 interrupted";
 
 const GENERATE_EXAMPLES: &str = "\
@@ -101,6 +109,25 @@ impl Command {
             Self::Bench(config) => &config.model,
         }
     }
+
+    /// What is said on stderr.
+    #[must_use]
+    pub fn log(&self) -> LogConfig {
+        match self {
+            Self::Serve(config) => config.log,
+            Self::Generate(config) => config.log,
+            Self::Bench(config) => config.log,
+        }
+    }
+
+    /// What is logged when the environment says nothing: a server's life, or only what is wrong.
+    #[must_use]
+    pub const fn log_level(&self) -> &'static str {
+        match self {
+            Self::Serve(_) => "info",
+            Self::Generate(_) | Self::Bench(_) => "warn",
+        }
+    }
 }
 
 impl Cli {
@@ -136,10 +163,15 @@ impl Default for ServeConfig {
     fn default() -> Self {
         Self {
             listen: ListenConfig {
-                host: IpAddr::from([127, 0, 0, 1]),
+                host: Host::Address(IpAddr::from([127, 0, 0, 1])),
                 port: 7860,
                 cors_allow_origin: Vec::new(),
                 max_body_bytes: 33_554_432,
+                max_connections: 1024,
+                head_timeout_seconds: 10,
+                keep_alive_seconds: 75,
+                allowed_host: Vec::new(),
+                base_path: BasePath::default(),
             },
             model: ModelConfig {
                 model: Some("bundled".to_owned()),
@@ -148,7 +180,13 @@ impl Default for ServeConfig {
                 threads: None,
             },
             cost: CostConfig { max_batch: 8, max_pixels: 4_194_304 },
-            work: WorkConfig { queue_capacity: 10, result_ttl_seconds: 600, shutdown_grace_seconds: 30 },
+            work: WorkConfig {
+                queue_capacity: 10,
+                result_ttl_seconds: 600,
+                shutdown_grace_seconds: 30,
+                drain_seconds: 0,
+                ready_when_full: true,
+            },
             log: LogConfig { log_format: None },
         }
     }
@@ -158,9 +196,10 @@ impl Default for ServeConfig {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Network")]
 pub struct ListenConfig {
-    /// Address to listen on; 0.0.0.0 is every network this machine is in
+    /// Address to listen on, or a name for it, such as localhost; 0.0.0.0 is every network this machine is in, and :: those
+    /// of IPv6, too
     #[arg(long, env = "DARKROOM_HOST", default_value = "127.0.0.1", value_name = "ADDRESS")]
-    pub host: IpAddr,
+    pub host: Host,
     /// Port to listen on; 0 picks a free one, which is logged and printed
     #[arg(long, env = "DARKROOM_PORT", default_value_t = 7860)]
     pub port: u16,
@@ -170,13 +209,46 @@ pub struct ListenConfig {
     /// Largest request body; what is larger is refused with 413
     #[arg(long, env = "DARKROOM_MAX_BODY_BYTES", default_value_t = 33_554_432, value_name = "BYTES", value_parser = at_least_one)]
     pub max_body_bytes: usize,
+    /// Most open connections; lowered at the start to what the limit of open files leaves. When all are in use, one that
+    /// waits for a request makes room, and /health, /ready and /model are answered in any case
+    #[arg(long, env = "DARKROOM_MAX_CONNECTIONS", default_value_t = 1024, value_name = "CONNECTIONS", value_parser = at_least_one)]
+    pub max_connections: usize,
+    /// How long a request's head may take to come, from its first byte or from the connection's start
+    #[arg(long, env = "DARKROOM_HEAD_TIMEOUT_SECONDS", default_value_t = 10, value_name = "SECONDS", value_parser = value_parser!(u64).range(1..=LONGEST_WAIT_SECONDS))]
+    pub head_timeout_seconds: u64,
+    /// How long a connection is kept open between two requests; longer than a proxy in front keeps it, so that the proxy
+    /// never sends a request into a connection that is being closed
+    #[arg(long, env = "DARKROOM_KEEP_ALIVE_SECONDS", default_value_t = 75, value_name = "SECONDS", value_parser = value_parser!(u64).range(1..=LONGEST_WAIT_SECONDS))]
+    pub keep_alive_seconds: u64,
+    /// Host name that requests may ask for, besides IP addresses and localhost; .example.org is the domain and all below
+    /// it, *.example.org all below it, * any host; may be repeated. Other names get 421 when --host is a loopback
+    /// address, or once this is given [default: none]
+    #[arg(long, env = "DARKROOM_ALLOWED_HOST", value_name = "NAME", value_delimiter = ',')]
+    pub allowed_host: Vec<AllowedHost>,
+    /// Path under which clients see this worker behind a proxy, such as /darkroom; every URL in an answer begins with it,
+    /// and requests are answered with it and without it
+    #[arg(long, env = "DARKROOM_BASE_PATH", value_name = "PATH", default_value = "", hide_default_value = true)]
+    pub base_path: BasePath,
+}
+
+impl ListenConfig {
+    /// How many connections there may be, and how long each may wait.
+    #[must_use]
+    pub fn connection_limits(&self) -> ConnectionLimits {
+        ConnectionLimits {
+            most: self.max_connections,
+            head: Duration::from_secs(self.head_timeout_seconds),
+            idle: Duration::from_secs(self.keep_alive_seconds),
+        }
+    }
 }
 
 /// What to draw with.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelConfig {
-    /// The model: "bundled", a directory in diffusers layout, or a hub id such as owner/name
+    /// The model: "bundled", a directory in diffusers layout or a repository of a hub's cache, or a hub id such
+    /// as owner/name; HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE count
     #[arg(long, env = "DARKROOM_MODEL")]
     #[cfg_attr(feature = "bundled-model", arg(default_value = "bundled"))]
     pub model: Option<String>,
@@ -245,9 +317,18 @@ pub struct WorkConfig {
     /// How long a finished job and its pictures are kept
     #[arg(long, env = "DARKROOM_RESULT_TTL_SECONDS", default_value_t = 600, value_name = "SECONDS")]
     pub result_ttl_seconds: u64,
-    /// On SIGTERM or SIGINT: how long the running job may go on before it is cancelled; a second signal ends at once
+    /// On SIGTERM or SIGINT: how long the running job may go on before it is cancelled, and how long results that nobody
+    /// has fetched are kept at hand; a second signal ends at once
     #[arg(long, env = "DARKROOM_SHUTDOWN_GRACE_SECONDS", default_value_t = 30, value_name = "SECONDS")]
     pub shutdown_grace_seconds: u64,
+    /// On SIGTERM or SIGINT: how long to go on answering at least, with 503 at /ready and to new work. 0 suits a terminal,
+    /// where Ctrl-C of an idle worker should end it; behind a load balancer, give it the time to notice, such as 5
+    #[arg(long, env = "DARKROOM_DRAIN_SECONDS", default_value_t = 0, value_name = "SECONDS", value_parser = value_parser!(u64).range(..=LONGEST_WAIT_SECONDS))]
+    pub drain_seconds: u64,
+    /// Whether GET /ready stays 200 while the queue is full; with false, an orchestrator takes a full worker out of its
+    /// service, and clients cannot fetch their pictures meanwhile
+    #[arg(long, env = "DARKROOM_READY_WHEN_FULL", value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
+    pub ready_when_full: bool,
 }
 
 impl WorkConfig {
@@ -261,6 +342,12 @@ impl WorkConfig {
     #[must_use]
     pub fn shutdown_grace(self) -> Duration {
         Duration::from_secs(self.shutdown_grace_seconds)
+    }
+
+    /// How long the worker answers at least once it is told to stop.
+    #[must_use]
+    pub fn drain_wait(self) -> Duration {
+        Duration::from_secs(self.drain_seconds)
     }
 }
 
@@ -347,9 +434,9 @@ pub struct PictureConfig {
     /// File to write; .png, .jpg, .jpeg or .webp decides the format; of several images, image 0 of fox.png is fox-0.png
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
-    /// What to steer away from
-    #[arg(long, default_value = "", value_name = "TEXT")]
-    pub negative_prompt: String,
+    /// What to steer away from; Stable Diffusion XL draws one picture without it and another for ""
+    #[arg(long, value_name = "TEXT")]
+    pub negative_prompt: Option<String>,
     /// Width in pixels, a multiple of 8 [default: the model's]
     #[arg(long, value_name = "PIXELS")]
     pub width: Option<usize>,
@@ -363,7 +450,7 @@ pub struct PictureConfig {
     #[arg(long, value_name = "SCALE")]
     pub guidance_scale: Option<f64>,
     /// The same seed draws the same picture [default: drawn at random and reported]
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = seed)]
     pub seed: Option<u64>,
     /// How many images; image i has seed + i
     #[arg(long, default_value_t = 1, value_name = "IMAGES")]
@@ -392,6 +479,13 @@ fn at_least_one(text: &str) -> Result<usize, String> {
         Ok(count) => Ok(count),
         Err(_) => Err("a whole number from 1 is needed".to_owned()),
     }
+}
+
+/// Reads a seed. How large it may be is for the request to say.
+fn seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| {
+        format!("a whole number from 0 to {MAX_SEED} is needed; leave --seed out for a random one, which is reported")
+    })
 }
 
 /// Reads how many threads draw.
@@ -451,6 +545,18 @@ mod tests {
     }
 
     #[test]
+    fn names_are_listed_with_commas_or_one_by_one() {
+        let args = ["--allowed-host", "a.test,.b.test", "--allowed-host", "c.test:80", "--base-path", "/darkroom/"];
+        let Ok(Command::Serve(config)) = parse(&args) else { panic!() };
+        assert_eq!(config.listen.allowed_host.len(), 3);
+        assert_eq!(config.listen.base_path.as_str(), "/darkroom");
+        let Ok(Command::Serve(config)) = parse(&["--ready-when-full", "false"]) else { panic!() };
+        assert!(!config.work.ready_when_full);
+        let error = parse(&["generate", "a fox", "-o", "fox.png", "--seed", "-1"]).unwrap_err().to_string();
+        assert!(error.contains("leave --seed out for a random one"), "{error}");
+    }
+
+    #[test]
     fn generate_takes_the_parameters_of_a_request() {
         let args = ["generate", "a fox", "-o", "fox.png", "--n", "2", "--sampler", "euler_a", "--seed", "7"];
         let Ok(Command::Generate(config)) = parse(&args) else { panic!() };
@@ -462,7 +568,12 @@ mod tests {
     fn what_cannot_be_is_a_bad_argument() {
         for args in [
             &["--queue-capacity", "0"][..],
+            &["--max-connections", "0"],
+            &["--head-timeout-seconds", "0"],
+            &["--keep-alive-seconds", "86401"],
+            &["--drain-seconds", "5s"],
             &["--port", "70000"],
+            &["--host", "localhost:80"],
             &["--device", "gpu"],
             &["--threads", "0"],
             &["--threads", "1025"],
@@ -470,6 +581,13 @@ mod tests {
             &["--cors-allow-origin", "example.org"],
             &["--cors-allow-origin", "https://example.org/path"],
             &["--log-format", "xml"],
+            &["--allowed-host", "http://example.org"],
+            &["--allowed-host", "example.org,a/b"],
+            &["--base-path", "darkroom"],
+            &["--base-path", "/a/../b"],
+            &["--ready-when-full", "maybe"],
+            &["--ready-when-full"],
+            &["generate", "a fox", "-o", "fox.png", "--seed", "-1"],
             &["generate", "a fox"],
             &["bench", "--size", "100"],
             &["bench", "--size", "4096"],

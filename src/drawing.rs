@@ -3,9 +3,18 @@
 //! Owns no state. It must not know HTTP: the server and the command line both call it.
 
 use rand::Rng;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-use crate::sampling::{SamplerKind, SamplingConfig, SpacingKind};
+use crate::{
+    infotext::infotext,
+    output::PictureText,
+    sampling::{SamplerKind, SamplingConfig, SpacingKind},
+};
+
+/// The keyword under which galleries look for a picture's parameters.
+const INFOTEXT_KEYWORD: &str = "parameters";
+/// The keyword of the request that draws the picture again.
+const REQUEST_KEYWORD: &str = "darkroom";
 
 /// The largest seed that a client can send and be sent: JSON readers keep integers exactly up to here.
 pub const MAX_SEED: u64 = (1 << 53) - 1;
@@ -19,17 +28,19 @@ pub fn random_seed(n: usize) -> u64 {
 /// Everything that decides a picture, by the names of the HTTP contract.
 #[derive(Debug, Serialize)]
 pub struct DrawingParameters<'a> {
-    prompt: &'a str,
-    negative_prompt: &'a str,
-    width: Option<usize>,
-    height: Option<usize>,
-    steps: usize,
-    guidance_scale: f64,
-    seed: u64,
+    pub(crate) prompt: &'a str,
+    pub(crate) negative_prompt: Option<&'a str>,
+    pub(crate) width: Option<usize>,
+    pub(crate) height: Option<usize>,
+    pub(crate) steps: usize,
+    pub(crate) guidance_scale: f64,
+    pub(crate) seed: u64,
     n: usize,
-    sampler: Option<&'static str>,
-    scheduler: Option<&'static str>,
-    clip_skip: usize,
+    #[serde(serialize_with = "sampler_name")]
+    pub(crate) sampler: Option<SamplerKind>,
+    #[serde(serialize_with = "scheduler_name")]
+    pub(crate) scheduler: Option<SpacingKind>,
+    pub(crate) clip_skip: usize,
 }
 
 impl<'a> DrawingParameters<'a> {
@@ -38,15 +49,15 @@ impl<'a> DrawingParameters<'a> {
     pub fn of_request(config: &'a SamplingConfig) -> Self {
         Self {
             prompt: &config.prompt,
-            negative_prompt: &config.negative_prompt,
+            negative_prompt: config.negative_prompt.as_deref(),
             width: config.width,
             height: config.height,
             steps: config.steps,
             guidance_scale: config.guidance_scale,
             seed: config.seed,
             n: config.n,
-            sampler: config.sampler.map(SamplerKind::name),
-            scheduler: config.scheduler.map(SpacingKind::name),
+            sampler: config.sampler,
+            scheduler: config.scheduler,
             clip_skip: config.clip_skip,
         }
     }
@@ -62,4 +73,23 @@ impl<'a> DrawingParameters<'a> {
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("strings and numbers are always JSON")
     }
+
+    /// What a file of this image says of it, drawn by the model of this name: the text that galleries read, and the request.
+    #[must_use]
+    pub fn texts(&self, model: &str) -> [PictureText; 2] {
+        [
+            PictureText { keyword: INFOTEXT_KEYWORD, text: infotext(self, model) },
+            PictureText { keyword: REQUEST_KEYWORD, text: self.to_json() },
+        ]
+    }
+}
+
+#[expect(clippy::ref_option, clippy::trivially_copy_pass_by_ref, reason = "serde passes a field by reference")]
+fn sampler_name<S: Serializer>(sampler: &Option<SamplerKind>, serializer: S) -> Result<S::Ok, S::Error> {
+    sampler.map(SamplerKind::name).serialize(serializer)
+}
+
+#[expect(clippy::ref_option, clippy::trivially_copy_pass_by_ref, reason = "serde passes a field by reference")]
+fn scheduler_name<S: Serializer>(scheduler: &Option<SpacingKind>, serializer: S) -> Result<S::Ok, S::Error> {
+    scheduler.map(SpacingKind::name).serialize(serializer)
 }

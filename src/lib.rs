@@ -45,6 +45,7 @@
 //! The modules in reading order, each knowing only those below it.
 
 pub mod config;
+pub mod environment;
 pub mod error;
 
 pub mod bench;
@@ -53,12 +54,18 @@ pub mod server;
 
 pub mod http;
 
+pub mod connections;
+
 pub mod bars;
 pub mod drawing;
 pub mod image_utils;
 pub mod imaging;
+pub mod infotext;
+pub mod lines;
+pub mod listen;
 pub mod loading;
 pub mod memory;
+pub mod naming;
 pub mod output;
 pub mod signals;
 pub mod telemetry;
@@ -70,6 +77,8 @@ pub mod sampling;
 
 pub mod models;
 pub mod nn;
+
+mod json;
 
 pub use error::{Error, Result};
 pub use server::{run, serve};

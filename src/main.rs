@@ -1,24 +1,35 @@
 //! The program: parse, start the log, run, exit code.
 
-use std::{net::SocketAddr, process::ExitCode};
+use std::{
+    fmt::Display,
+    io::{self, Write, stdout},
+    ops::ControlFlow,
+    process::ExitCode,
+};
 
-use clap::Parser;
 use darkroom::{
     Error,
     bench::{self, Measurement},
     command::{self, GenerateError},
-    config::{BenchConfig, Cli, Command, GenerateConfig, ServeConfig},
+    config::{BenchConfig, Command, GenerateConfig, ServeConfig},
+    environment::{self, Settings},
+    listen,
     loading::load_model,
     memory, signals, telemetry, threads,
 };
-use tokio::net::TcpListener;
 
 const BAD_ARGUMENT: u8 = 2;
 const BAD_CONFIGURATION: u8 = 64;
 
 fn main() -> anyhow::Result<ExitCode> {
     memory::keep_freed_blocks();
-    let command = Cli::parse().into_command();
+    let Settings { cli, warnings } = environment::read();
+    let command = cli.into_command();
+    // Dropped at the end, which lets the last lines be written.
+    let _last_lines = telemetry::LastLines;
+    if let Err(error) = telemetry::init(command.log(), command.log_level()) {
+        return Ok(ExitCode::from(failed(BAD_CONFIGURATION, &error)));
+    }
     let threads = command.model().threads();
     let started = match command {
         Command::Serve(_) => threads::start_beside_answers(threads),
@@ -29,7 +40,7 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     let runtime = tokio::runtime::Runtime::new()?;
     let code = match command {
-        Command::Serve(config) => runtime.block_on(serve(config)),
+        Command::Serve(config) => runtime.block_on(serve(config, &warnings)),
         Command::Generate(config) => runtime.block_on(generate(config)),
         Command::Bench(config) => measure(&config),
     };
@@ -38,23 +49,23 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(code))
 }
 
-async fn serve(config: ServeConfig) -> u8 {
-    telemetry::init(config.log, "info");
+async fn serve(config: ServeConfig, warnings: &[String]) -> u8 {
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
     if let Err(error) = config.model.source() {
         return failed(BAD_CONFIGURATION, &error);
     }
-    let address = SocketAddr::new(config.listen.host, config.listen.port);
-    let bound = async {
-        let listener = TcpListener::bind(address).await?;
-        let address = listener.local_addr()?;
-        Ok::<_, std::io::Error>((listener, address))
+    let listener = match listen::bind(&config.listen.host, config.listen.port).await {
+        Ok(listener) => listener,
+        Err(error) => return failed(BAD_CONFIGURATION, &error),
     };
-    let (listener, address) = match bound.await {
-        Ok(bound) => bound,
-        Err(error) => return failed(BAD_CONFIGURATION, &format!("cannot listen on {address}: {error}")),
+    let address = match listener.local_addr() {
+        Ok(address) => address,
+        Err(error) => return failed(1, &error),
     };
-    println!("listening on http://{address}");
-    tracing::info!(%address, "listening");
+    telemetry::announce(&format!("listening on http://{address}"));
+    tracing::info!(%address, host = %config.listen.host, threads = config.model.threads(), "listening");
     match darkroom::run(config, listener, signals::shutdown()).await {
         Ok(()) => 0,
         Err(error) => failed(1, &error),
@@ -62,7 +73,6 @@ async fn serve(config: ServeConfig) -> u8 {
 }
 
 async fn generate(config: GenerateConfig) -> u8 {
-    telemetry::init(config.log, "warn");
     if let Err(error) = config.model.source() {
         return failed(BAD_CONFIGURATION, &error);
     }
@@ -70,10 +80,8 @@ async fn generate(config: GenerateConfig) -> u8 {
     let load = move |report: &mut dyn FnMut(_)| load_model(&model, limits, report);
     match command::generate(&config, signals::shutdown(), load).await {
         Ok(written) => {
-            for file in written {
-                println!("{} (seed {})", file.path.display(), file.seed);
-            }
-            0
+            let lines = written.iter().map(|file| format!("{} (seed {})", file.path.display(), file.seed));
+            printed(lines.into_iter().try_for_each(|line| print(&line)))
         }
         Err(error @ GenerateError::BadArgument(_)) => failed(BAD_ARGUMENT, &error),
         Err(error @ GenerateError::Failed(_)) => failed(1, &error),
@@ -82,24 +90,44 @@ async fn generate(config: GenerateConfig) -> u8 {
 }
 
 fn measure(config: &BenchConfig) -> u8 {
-    telemetry::init(config.log, "warn");
     if let Err(error) = config.model.source() {
         return failed(BAD_CONFIGURATION, &error);
     }
-    let mut print = |line: &Measurement| if config.json { println!("{}", line.to_json()) } else { println!("{line}") };
-    match bench::run(config, &mut print) {
+    let mut out = Ok(());
+    let mut report = |line: &Measurement| {
+        out = if config.json { print(&line.to_json()) } else { print(line) };
+        if out.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    };
+    match bench::run(config, &mut report) {
         Ok(()) => {
             if let Some(bytes) = bench::peak_memory_bytes() {
-                eprintln!("most memory held: {} MiB", bytes >> 20);
+                telemetry::say(&format!("most memory held: {} MiB", bytes >> 20));
             }
-            0
+            printed(out)
         }
         Err(error @ Error::InvalidParameter { .. }) => failed(BAD_ARGUMENT, &error),
         Err(error) => failed(1, &error),
     }
 }
 
-fn failed(code: u8, error: &dyn std::fmt::Display) -> u8 {
-    eprintln!("error: {error}");
+/// Prints a line of what the program is run for.
+fn print(line: &dyn Display) -> io::Result<()> {
+    let mut out = stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()
+}
+
+/// The exit code once everything is printed. A reader that has left wants no more, which is no failure.
+fn printed(out: io::Result<()>) -> u8 {
+    match out {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            failed(1, &format!("stdout: cannot be written: {error}"))
+        }
+        _ => 0,
+    }
+}
+
+fn failed(code: u8, error: &dyn Display) -> u8 {
+    telemetry::say(&format!("error: {error}"));
     code
 }

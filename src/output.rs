@@ -14,8 +14,6 @@ use crate::{Error, Result};
 
 /// JPEG quality when a request names none.
 pub const DEFAULT_QUALITY: u8 = 90;
-/// The PNG text chunk that holds the request.
-const METADATA_KEYWORD: &str = "parameters";
 
 /// A file format for pictures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -93,6 +91,15 @@ pub struct OutputOptions {
     pub metadata: bool,
 }
 
+/// What a picture's file says of it, for a format that can.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PictureText {
+    /// By which it is found: 1 to 79 characters of Latin-1.
+    pub keyword: &'static str,
+    /// What is said.
+    pub text: String,
+}
+
 impl Default for OutputOptions {
     fn default() -> Self {
         Self { format: OutputFormat::default(), quality: DEFAULT_QUALITY, metadata: true }
@@ -118,20 +125,20 @@ impl OutputOptions {
     }
 }
 
-/// Encodes a picture. `parameters` is the request that drew it, as JSON, for a format that can carry it.
+/// Encodes a picture. `texts` say what drew it, for a format that can carry them.
 ///
 /// # Errors
 ///
 /// [`Error::Image`] when the encoder refuses the picture.
-pub fn encode(image: &DynamicImage, options: &OutputOptions, parameters: &str) -> Result<Vec<u8>> {
+pub fn encode(image: &DynamicImage, options: &OutputOptions, texts: &[PictureText]) -> Result<Vec<u8>> {
     let rgb = image.to_rgb8();
     let (width, height) = rgb.dimensions();
     let failed = |error: image::ImageError| Error::Image(error.to_string());
     let mut bytes = Cursor::new(Vec::new());
     match options.format {
         OutputFormat::Png => {
-            let parameters = options.metadata.then_some(parameters);
-            write_png(&mut bytes, &rgb, parameters).map_err(|error| Error::Image(error.to_string()))?;
+            let texts = if options.metadata { texts } else { &[] };
+            write_png(&mut bytes, &rgb, texts).map_err(|error| Error::Image(error.to_string()))?;
         }
         OutputFormat::Jpeg => JpegEncoder::new_with_quality(&mut bytes, options.quality)
             .write_image(&rgb, width, height, image::ExtendedColorType::Rgb8)
@@ -146,14 +153,20 @@ pub fn encode(image: &DynamicImage, options: &OutputOptions, parameters: &str) -
 fn write_png(
     bytes: &mut Cursor<Vec<u8>>,
     rgb: &image::RgbImage,
-    parameters: Option<&str>,
+    texts: &[PictureText],
 ) -> Result<(), png::EncodingError> {
     let mut encoder = png::Encoder::new(bytes, rgb.width(), rgb.height());
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
-    if let Some(parameters) = parameters {
-        // International text, since a prompt may be in any script.
-        encoder.add_itxt_chunk(METADATA_KEYWORD.to_owned(), parameters.to_owned())?;
+    for PictureText { keyword, text } in texts {
+        // The end of a string in PNG, which no text may hold (PNG 3, 11.3.3).
+        let text = text.replace('\0', "\u{fffd}");
+        // Plain text where its Latin-1 has every character, as readers of the first kind know no other.
+        if text.chars().all(|c| u8::try_from(c).is_ok()) {
+            encoder.add_text_chunk((*keyword).to_owned(), text)?;
+        } else {
+            encoder.add_itxt_chunk((*keyword).to_owned(), text)?;
+        }
     }
     let mut writer = encoder.write_header()?;
     writer.write_image_data(rgb)?;
@@ -169,23 +182,30 @@ mod tests {
     }
 
     #[test]
-    fn a_png_carries_the_request_only_when_it_is_asked_to() {
-        let parameters = "{\"prompt\":\"狐\"}";
-        let with = encode(&picture(), &OutputOptions::default(), parameters).unwrap();
+    fn a_png_carries_texts_only_when_it_is_asked_to_and_as_plain_ones_where_latin_1_will_do() {
+        let text = |keyword, text: &str| PictureText { keyword, text: text.to_owned() };
+        let texts = [text("plain", "Füchse\nSteps: 20"), text("international", "狐"), text("ended", "a\0b")];
+        let with = encode(&picture(), &OutputOptions::default(), &texts).unwrap();
         let reader = png::Decoder::new(Cursor::new(&with)).read_info().unwrap();
-        let chunk = &reader.info().utf8_text[0];
-        assert_eq!((chunk.keyword.as_str(), chunk.get_text().unwrap().as_str()), ("parameters", parameters));
+        let plain: Vec<_> =
+            reader.info().uncompressed_latin1_text.iter().map(|chunk| (&*chunk.keyword, &*chunk.text)).collect();
+        assert_eq!(plain, [("plain", "Füchse\nSteps: 20")]);
+        let international: Vec<_> =
+            reader.info().utf8_text.iter().map(|chunk| (&*chunk.keyword, chunk.get_text().unwrap())).collect();
+        assert_eq!(international, [("international", "狐".to_owned()), ("ended", "a\u{fffd}b".to_owned())]);
+        // The very bytes of a plain one: length, type, keyword, end, Latin-1.
+        assert!(with.windows(24).any(|bytes| bytes == b"\0\0\0\x16tEXtplain\0F\xfcchse\nSte"));
         assert_eq!(image::load_from_memory(&with).unwrap(), picture());
         let options = OutputOptions { metadata: false, ..OutputOptions::default() };
-        let without = encode(&picture(), &options, parameters).unwrap();
+        let without = encode(&picture(), &options, &texts).unwrap();
         let reader = png::Decoder::new(Cursor::new(&without)).read_info().unwrap();
-        assert!(reader.info().utf8_text.is_empty());
+        assert!(reader.info().utf8_text.is_empty() && reader.info().uncompressed_latin1_text.is_empty());
     }
 
     #[test]
     fn each_format_is_what_it_says() {
         for format in OutputFormat::ALL {
-            let bytes = encode(&picture(), &OutputOptions { format, ..OutputOptions::default() }, "{}").unwrap();
+            let bytes = encode(&picture(), &OutputOptions { format, ..OutputOptions::default() }, &[]).unwrap();
             assert_eq!(image::guess_format(&bytes).unwrap().to_mime_type(), format.media_type());
             assert_eq!(format.name().parse::<OutputFormat>().unwrap(), format);
             assert_eq!(OutputFormat::from_extension(&format.name().to_uppercase()), Some(format));

@@ -3,20 +3,17 @@
 //! Owns the order in which things start and end. The socket and the end of the worker come from outside, so that a
 //! test binds port 0 and pulls the plug itself.
 
-use std::{
-    future::{Future, IntoFuture},
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::Future, net::IpAddr, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, task::JoinHandle};
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     Error, Result,
     bars::{loading_bar, show_stage},
     config::ServeConfig,
-    http::{App, Phase, router},
+    connections::Connections,
+    http::{App, Phase, router_on},
     loading::{LoadStage, load_model},
     pipeline::Generate,
 };
@@ -51,18 +48,24 @@ pub async fn serve<L>(
 where
     L: FnOnce(&mut dyn FnMut(LoadStage)) -> Result<Arc<dyn Generate>> + Send + 'static,
 {
+    let connections = Connections::new(config.listen.connection_limits());
+    let work = config.work;
     let app = App::new(config);
-    let close = CancellationToken::new();
-    let server =
-        axum::serve(listener, router(Arc::clone(&app))).with_graceful_shutdown(close.clone().cancelled_owned());
-    let server = AbortOnDropHandle::new(tokio::spawn(server.into_future()));
+    // Where the address cannot be told, the stricter rule holds.
+    let bound = listener.local_addr().map_or(IpAddr::from([127, 0, 0, 1]), |address| address.ip());
+    let server = connections.clone().serve(listener, router_on(Arc::clone(&app), bound));
+    let server = AbortOnDropHandle::new(tokio::spawn(server));
     let _sweeper = AbortOnDropHandle::new(tokio::spawn(sweep(Arc::clone(&app))));
     let loading = tokio::spawn(load_watched(Arc::clone(&app), load));
 
     shutdown.await;
-    // The socket stays open meanwhile: who asks for a drawing now is told that there will be none.
+    let told = Instant::now();
+    // The listener stays open while draining, so new requests get a 503 instead of a refused connection.
+    connections.drain();
     app.drain().await;
-    close.cancel();
+    app.hand_over(work.shutdown_grace().saturating_sub(told.elapsed())).await;
+    tokio::time::sleep(work.drain_wait().saturating_sub(told.elapsed())).await;
+    connections.close();
     if tokio::time::timeout(LAST_BYTES_WAIT, server).await.is_err() {
         tracing::warn!("some clients did not read their last answer; leaving them");
     }

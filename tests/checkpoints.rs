@@ -7,12 +7,12 @@ use std::{
 
 use darkroom::{
     Error,
-    models::{DeviceChoice, DtypeChoice, ModelSource},
+    models::{Checkpoint, DeviceChoice, DtypeChoice, ModelSource, ModelSpec},
     pipeline::{Generate, InferencePipeline, LoadOptions, Monitor},
-    sampling::{Limits, SamplingConfig},
+    sampling::{Limits, SamplerKind, SamplingConfig, SpacingKind},
 };
 use image::DynamicImage;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const WEIGHTS: &str = "unet/diffusion_pytorch_model.safetensors";
 
@@ -93,6 +93,44 @@ fn a_truncated_weight_file_is_named() {
 }
 
 #[test]
+fn a_file_that_is_another_kind_of_file_is_named_as_what_it_is() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daa\nsize 3438167540\n";
+    let lfs = "is a Git LFS pointer to 3438167540 bytes and not the file itself: run `git lfs pull`";
+    let page = "\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>";
+    for (file, bytes, said) in [
+        (WEIGHTS, pointer.as_bytes(), lfs),
+        ("model_index.json", pointer.as_bytes(), lfs),
+        ("vae/config.json", pointer.as_bytes(), lfs),
+        ("tokenizer/vocab.json", pointer.as_bytes(), lfs),
+        ("tokenizer/merges.txt", pointer.as_bytes(), lfs),
+        (WEIGHTS, page.as_bytes(), "is a web page"),
+        ("unet/config.json", page.as_bytes(), "is a web page"),
+        ("tokenizer/merges.txt", page.as_bytes(), "is a web page"),
+        (WEIGHTS, b"", "is empty: fetch the file again"),
+        ("scheduler/scheduler_config.json", b"", "is empty: fetch the file again"),
+        ("tokenizer/merges.txt", b"", "is empty: fetch the file again"),
+        (WEIGHTS, b"PK\x03\x04\0\0\x08\x08\0\0archive/data.pkl", "is a zip archive, as PyTorch writes pickled weights"),
+        (WEIGHTS, b"\x80\x02ccollections\nOrderedDict\n", "is pickled weights, which may run code"),
+    ] {
+        let folder = copy("sd15");
+        let path = folder.path().join(file);
+        fs::write(&path, bytes).unwrap();
+        let message = refused(folder.path());
+        assert!(message.starts_with(&format!("{}: {said}", path.display())), "{message}");
+    }
+    // A shard, and the index of shards.
+    for file in [
+        "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
+        "unet/diffusion_pytorch_model.safetensors.index.json",
+    ] {
+        let folder = copy("sd2");
+        let path = folder.path().join(file);
+        fs::write(&path, pointer).unwrap();
+        assert!(refused(folder.path()).starts_with(&format!("{}: {lfs}", path.display())));
+    }
+}
+
+#[test]
 fn a_tensor_of_the_wrong_shape_is_named_with_both_shapes() {
     let folder = copy("sd15");
     let config: Value = serde_json::from_slice(&fs::read(folder.path().join("unet/config.json")).unwrap()).unwrap();
@@ -132,15 +170,26 @@ fn what_a_configuration_asks_for_and_is_not_there_is_named() {
             "model_index.json",
             "_class_name",
             Value::from("FluxPipeline"),
-            "\"FluxPipeline\"; supported are StableDiffusion",
+            "\"FluxPipeline\"; supported are \"StableDiffusion",
+        ),
+        (
+            "model_index.json",
+            "scheduler",
+            json!(["diffusers", "LCMScheduler"]),
+            "scheduler is \"LCMScheduler\"; supported are PNDM",
         ),
         (
             "scheduler/scheduler_config.json",
-            "_class_name",
-            Value::from("LCMScheduler"),
-            "\"LCMScheduler\"; supported are PNDM",
+            "prediction_type",
+            Value::from("flow"),
+            "prediction_type is \"flow\"; supported are",
         ),
-        ("scheduler/scheduler_config.json", "prediction_type", Value::from("flow"), "unknown variant `flow`"),
+        (
+            "scheduler/scheduler_config.json",
+            "prediction_type",
+            Value::from("flow"),
+            "prediction_type is \"flow\"; supported are",
+        ),
         (
             "unet/config.json",
             "class_embed_type",
@@ -153,7 +202,7 @@ fn what_a_configuration_asks_for_and_is_not_there_is_named() {
         ("vae/config.json", "scaling_factor", Value::from(0), "scaling_factor is 0"),
         ("vae/config.json", "_class_name", Value::from("VQModel"), "_class_name is \"VQModel\""),
         ("text_encoder/config.json", "num_attention_heads", Value::from(7), "num_attention_heads is 7"),
-        ("text_encoder/config.json", "hidden_act", Value::from("relu"), "unknown variant `relu`"),
+        ("text_encoder/config.json", "hidden_act", Value::from("relu"), "hidden_act is \"relu\"; supported are"),
     ];
     for (file, key, value, said) in cases {
         let folder = copy("sd15");
@@ -162,6 +211,162 @@ fn what_a_configuration_asks_for_and_is_not_there_is_named() {
         let path = folder.path().join(file);
         assert!(message.starts_with(&path.display().to_string()) && message.contains(said), "{message}");
     }
+}
+
+/// Removes one key of a JSON file.
+fn remove(root: &Path, file: &str, key: &str) {
+    let path = root.join(file);
+    let mut json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    json.as_object_mut().unwrap().remove(key).unwrap();
+    fs::write(path, json.to_string()).unwrap();
+}
+
+#[test]
+fn the_index_names_the_class_that_draws_and_the_file_does_where_the_index_is_silent() {
+    const FILE: &str = "scheduler/scheduler_config.json";
+    let defaults = |root: &Path| {
+        let pipeline = load(root).unwrap();
+        (pipeline.model().default_sampler, pipeline.model().default_scheduler)
+    };
+    let folder = copy("sd15");
+    let root = folder.path();
+    // PNDM, whose file this is, does not take the first; Euler does not take the second.
+    set(root, FILE, "use_karras_sigmas", Value::from(true));
+    assert_eq!(defaults(root), (SamplerKind::Pndm, SpacingKind::Checkpoint));
+    set(root, "model_index.json", "scheduler", json!(["diffusers", "EulerDiscreteScheduler"]));
+    set(root, FILE, "skip_prk_steps", Value::from(false));
+    assert_eq!(defaults(root), (SamplerKind::Euler, SpacingKind::Karras));
+    for (entry, said) in [
+        (json!([null, null]), "scheduler is [null,null]; [\"diffusers\", CLASS] is needed"),
+        (
+            json!(["mine", "PNDMScheduler"]),
+            "scheduler is [\"mine\",\"PNDMScheduler\"]; [\"diffusers\", CLASS] is needed",
+        ),
+        (json!("PNDMScheduler"), "scheduler is \"PNDMScheduler\"; [\"diffusers\", CLASS] is needed"),
+    ] {
+        let folder = copy("sd15");
+        set(folder.path(), "model_index.json", "scheduler", entry);
+        let path = folder.path().join("model_index.json");
+        assert_eq!(refused(folder.path()), format!("{}: {said}", path.display()));
+    }
+    // What the file says is checked as the class that draws reads it.
+    set(root, FILE, "use_beta_sigmas", Value::from(true));
+    let said = format!("{}: use_beta_sigmas is true; only false is supported", root.join(FILE).display());
+    assert_eq!(refused(root), said);
+    set(root, FILE, "use_beta_sigmas", Value::from(false));
+
+    remove(root, "model_index.json", "scheduler");
+    set(root, FILE, "_class_name", Value::from("HeunDiscreteScheduler"));
+    assert_eq!(defaults(root), (SamplerKind::Heun, SpacingKind::Karras));
+    set(root, FILE, "_class_name", Value::from("LCMScheduler"));
+    let message = refused(root);
+    let said = format!("{}: _class_name is \"LCMScheduler\"; supported are PNDM", root.join(FILE).display());
+    assert!(message.starts_with(&said), "{message}");
+    remove(root, FILE, "_class_name");
+    assert!(refused(root).contains("scheduler_config.json: _class_name is missing"));
+}
+
+#[test]
+fn a_key_that_another_sampler_would_read_refuses_that_sampler_alone() {
+    let folder = copy("sd15");
+    set(folder.path(), "scheduler/scheduler_config.json", "thresholding", Value::from(true));
+    let pipeline = load(folder.path()).unwrap();
+    pipeline.check(&config(2)).unwrap();
+    for sampler in [SamplerKind::Dpmpp2m, SamplerKind::Ddim] {
+        let error = pipeline.check(&SamplingConfig { sampler: Some(sampler), ..config(2) }).unwrap_err();
+        assert!(matches!(error, Error::UnsupportedParameter { field: "sampler", .. }));
+        let class = sampler.class();
+        let said = format!("is {sampler}, which draws as {class} does; this model's thresholding is true; only false");
+        assert!(error.to_string().starts_with(&format!("sampler: {said}")), "{error}");
+    }
+    pipeline.check(&SamplingConfig { sampler: Some(SamplerKind::Euler), ..config(2) }).unwrap();
+}
+
+#[test]
+fn a_schedule_of_fewer_steps_than_asked_for_counts_its_own() {
+    let folder = copy("sd15");
+    let file = "scheduler/scheduler_config.json";
+    set(folder.path(), "model_index.json", "scheduler", json!(["diffusers", "DPMSolverMultistepScheduler"]));
+    set(folder.path(), file, "timestep_spacing", Value::from("trailing"));
+    set(folder.path(), file, "lambda_min_clipped", Value::from(-1.5));
+    let pipeline = load(folder.path()).unwrap();
+    let mut told = Told::default();
+    pipeline.generate(&SamplingConfig { preview_every: 1, ..config(9) }, &mut told).unwrap();
+    let last = told.steps.len();
+    assert!(last < 9, "{:?}", told.steps);
+    assert_eq!(told.steps, (1..=last).map(|step| (step, last)).collect::<Vec<_>>());
+    assert_eq!(told.previews.len(), last - 1);
+}
+
+/// All JSON of a folder.
+fn json_files(root: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(root).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(json_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "json") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[test]
+fn every_json_of_a_checkpoint_may_begin_with_a_byte_order_mark_and_have_nulls() {
+    // Indexes of shards, vocabularies and special tokens among them.
+    for name in ["sd2", "sdxl"] {
+        let folder = copy(name);
+        let defaults = r#"{"default_steps": 3, "default_guidance_scale": 2.0}"#;
+        fs::write(folder.path().join("darkroom.json"), defaults).unwrap();
+        let files = json_files(folder.path());
+        assert!(files.len() >= 9, "{files:?}");
+        for path in files {
+            let mut text = fs::read_to_string(&path).unwrap();
+            // What says nothing: keys that are null, of files that have keys and not a vocabulary's words.
+            if path.file_name().unwrap() != "vocab.json" {
+                text =
+                    text.trim_end().strip_suffix('}').unwrap().to_owned() + r#", "unk_token": null, "_unset": null}"#;
+                text = text.replacen('{', r#"{"use_cache": null, "default_seed": null, "#, 1);
+            }
+            fs::write(&path, format!("\u{feff}{text}")).unwrap();
+        }
+        let pipeline = load(folder.path()).unwrap();
+        let wanted = load(&reference(name)).unwrap();
+        let draw = |pipeline: &InferencePipeline| pipeline.generate(&config(2), &mut Told::default()).unwrap();
+        let config = |pipeline: &InferencePipeline| pipeline.model().default_steps;
+        assert_eq!((config(&pipeline), config(&wanted)), (3, 20), "{name}");
+        assert_eq!(bytes(&draw(&pipeline).images[0]), bytes(&draw(&wanted).images[0]), "{name}");
+    }
+}
+
+#[test]
+fn null_says_what_diffusers_makes_of_it() {
+    for (file, key) in [
+        ("unet/config.json", "upcast_attention"),
+        ("unet/config.json", "only_cross_attention"),
+        ("unet/config.json", "norm_eps"),
+        ("unet/config.json", "freq_shift"),
+        ("vae/config.json", "act_fn"),
+        ("vae/config.json", "force_upcast"),
+        ("vae/config.json", "scaling_factor"),
+        ("text_encoder/config.json", "layer_norm_eps"),
+        ("tokenizer/tokenizer_config.json", "bos_token"),
+        ("tokenizer/special_tokens_map.json", "pad_token"),
+        ("scheduler/scheduler_config.json", "beta_start"),
+        ("model_index.json", "feature_extractor"),
+    ] {
+        let folder = copy("sd15");
+        set(folder.path(), file, key, Value::Null);
+        load(folder.path()).map(|_| ()).unwrap_or_else(|error| panic!("{error}"));
+    }
+    // None is false to Python: an empty text in place of zeros, and an autoencoder that stays in f16.
+    let folder = copy("sdxl");
+    let spec = |folder: &Path| ModelSpec::read(&Checkpoint::Directory(folder.to_owned())).unwrap();
+    assert!(spec(folder.path()).force_zeros_for_empty_prompt && spec(folder.path()).vae.force_upcast);
+    set(folder.path(), "model_index.json", "force_zeros_for_empty_prompt", Value::Null);
+    set(folder.path(), "vae/config.json", "force_upcast", Value::Null);
+    assert!(!spec(folder.path()).force_zeros_for_empty_prompt && !spec(folder.path()).vae.force_upcast);
 }
 
 /// Remembers what it is told, and stops the drawing before the network call after `stop_after` steps.
@@ -256,9 +461,96 @@ fn what_the_caller_should_know_is_said() {
     let long = SamplingConfig { prompt: "a very long prompt ".repeat(20), ..config(1) };
     let warnings = pipeline.generate(&long, &mut Told::default()).unwrap().warnings;
     assert!(warnings[0].starts_with("prompt was cut: this model reads 14 tokens, the last "), "{warnings:?}");
-    let unguided = SamplingConfig { negative_prompt: "blurry".into(), guidance_scale: 1.0, ..config(1) };
+    let unguided = SamplingConfig { negative_prompt: Some("blurry".into()), guidance_scale: 1.0, ..config(1) };
     let warnings = pipeline.generate(&unguided, &mut Told::default()).unwrap().warnings;
     assert_eq!(warnings, ["negative_prompt has no effect at guidance_scale 1; above 1 it has"]);
+    let empty = SamplingConfig { negative_prompt: Some(String::new()), ..unguided };
+    assert_eq!(pipeline.generate(&empty, &mut Told::default()).unwrap().warnings, [""; 0]);
+}
+
+#[test]
+fn an_empty_negative_prompt_is_an_absent_one_except_where_absent_means_zeros() {
+    let draw = |root: &Path, negative: Option<&str>| {
+        let negative_prompt = negative.map(str::to_owned);
+        let config = SamplingConfig { negative_prompt, ..config(2) };
+        bytes(&load(root).unwrap().generate(&config, &mut Told::default()).unwrap().images[0]).to_vec()
+    };
+    for name in ["sd15", "sd2"] {
+        assert_eq!(draw(&reference(name), None), draw(&reference(name), Some("")), "{name}");
+    }
+    let xl = copy("sdxl");
+    let empty = draw(xl.path(), Some(""));
+    assert_ne!(draw(xl.path(), None), empty);
+    set(xl.path(), "model_index.json", "force_zeros_for_empty_prompt", Value::from(false));
+    assert_eq!(draw(xl.path(), None), empty);
+    assert_eq!(draw(xl.path(), Some("")), empty);
+}
+
+/// A file of a tokenizer that numbers one token more.
+fn one_more_token(root: &Path, token: &str) {
+    let file = root.join("tokenizer/added_tokens.json");
+    let vocabulary: Value = serde_json::from_slice(&fs::read(root.join("tokenizer/vocab.json")).unwrap()).unwrap();
+    let next = vocabulary.as_object().unwrap().len();
+    fs::write(file, serde_json::json!({ token: next }).to_string()).unwrap();
+}
+
+#[test]
+fn a_token_that_the_text_encoder_does_not_know_is_refused_where_a_prompt_has_it() {
+    let folder = copy("sd15");
+    one_more_token(folder.path(), "<cat-toy>");
+    let pipeline = load(folder.path()).unwrap();
+    pipeline.check(&config(1)).unwrap();
+    let toy = SamplingConfig { prompt: "a <cat-toy>!".into(), ..config(1) };
+    let negative = SamplingConfig { negative_prompt: Some("<cat-toy>".into()), ..config(1) };
+    for (config, field) in [(&toy, "prompt"), (&negative, "negative_prompt")] {
+        let error = pipeline.check(config).unwrap_err();
+        assert!(matches!(error, Error::UnsupportedParameter { field: named, .. } if named == field), "{error}");
+        let message = error.to_string();
+        let said = format!("{field}: has the token \"<cat-toy>\" of id ");
+        assert!(message.starts_with(&said) && message.contains("text encoder knows ids below"), "{message}");
+    }
+    // What is not read is not refused.
+    pipeline.check(&SamplingConfig { guidance_scale: 1.0, ..negative }).unwrap();
+    let late = SamplingConfig { prompt: "a very long prompt ".repeat(20) + "<cat-toy>", ..config(1) };
+    pipeline.check(&late).unwrap();
+}
+
+#[test]
+fn a_start_end_or_padding_that_the_text_encoder_does_not_know_is_refused_at_once() {
+    for key in ["bos_token", "eos_token", "pad_token"] {
+        let folder = copy("sd15");
+        set(folder.path(), "tokenizer/special_tokens_map.json", key, Value::from("<odd>"));
+        let message = refused(folder.path());
+        let path = folder.path().join("tokenizer/vocab.json");
+        let said = format!("{}: has no token \"<odd>\", the {key}, among the ", path.display());
+        assert!(message.starts_with(&said), "{message}");
+    }
+}
+
+#[test]
+fn tokenizers_of_different_lengths_are_refused() {
+    let folder = copy("sdxl");
+    set(folder.path(), "tokenizer_2/tokenizer_config.json", "model_max_length", Value::from(12));
+    let message = refused(folder.path());
+    let path = folder.path().join("tokenizer_2/tokenizer_config.json");
+    let said = "model_max_length leaves 12 tokens, the first tokenizer gives 16; they have to be the same";
+    assert_eq!(message, format!("{}: {said}", path.display()));
+}
+
+#[test]
+fn a_tokenizer_json_of_another_kind_is_refused() {
+    for (key, value, said) in [
+        ("vocab", serde_json::json!([["a", 0.0]]), "model.vocab is a list; an object is wanted"),
+        ("merges", serde_json::json!(["a b", "ab"]), "has the merge \"ab\", which is no pair"),
+    ] {
+        let folder = copy("sd2v");
+        let path = folder.path().join("tokenizer/tokenizer.json");
+        let mut json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        json["model"][key] = value;
+        fs::write(&path, json.to_string()).unwrap();
+        let message = refused(folder.path());
+        assert!(message.starts_with(&path.display().to_string()) && message.contains(said), "{message}");
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use common::{Hands, Order, fake, picture};
 use darkroom::{
     command::{GenerateError, Written, generate},
@@ -50,6 +50,14 @@ async fn one_picture_goes_to_its_file_and_several_are_numbered() {
     draw(&parse(&jpeg, &["--seed", "7", "--n", "2", "--quality", "100"])).await.unwrap();
     // Nothing else is left behind.
     assert_eq!(names(folder.path()), ["fox-0.jpg", "fox-1.jpg", "fox.png"]);
+}
+
+#[test]
+fn a_negative_prompt_may_be_absent_or_empty() {
+    let negative = |more: &[&str]| parse(Path::new("fox.png"), more).picture.negative_prompt;
+    assert_eq!(negative(&[]), None);
+    assert_eq!(negative(&["--negative-prompt", ""]), Some(String::new()));
+    assert_eq!(negative(&["--negative-prompt", "blurry"]), Some("blurry".to_owned()));
 }
 
 #[tokio::test]
@@ -129,5 +137,96 @@ fn bad_arguments_and_bad_configuration_have_their_exit_codes() {
     let help = String::from_utf8(help.stdout).unwrap();
     for word in ["Examples:", "DARKROOM_PORT", "Exit codes:", "generate", "--shutdown-grace-seconds"] {
         assert!(help.contains(word), "{word} is not in the help");
+    }
+}
+
+/// The variable of every flag of every subcommand.
+fn variables(command: &clap::Command) -> Vec<String> {
+    let own = command.get_arguments().filter_map(|arg| Some(arg.get_env()?.to_str()?.to_owned()));
+    own.chain(command.get_subcommands().flat_map(variables)).collect()
+}
+
+#[test]
+fn an_empty_variable_is_not_set_for_any_flag() {
+    let variables = variables(&Cli::command());
+    assert!(variables.iter().any(|name| name == "DARKROOM_THREADS"));
+    // Each gets past its flags, to what is checked next.
+    for (args, code, said) in [
+        (&["--model", "/no/such/model"][..], 64, "/no/such/model: is neither"),
+        (&["serve", "--model", "/no/such/model"], 64, "/no/such/model: is neither"),
+        (&["generate", "a fox", "-o", "fox.gif"], 2, "output: is fox.gif"),
+        (&["bench", "--model", "/no/such/model"], 64, "/no/such/model: is neither"),
+    ] {
+        for values in ["", ","] {
+            let lists_only = values == ",";
+            let mut command = darkroom();
+            for name in &variables {
+                if !lists_only || name == "DARKROOM_CORS_ALLOW_ORIGIN" {
+                    command.env(name, values);
+                }
+            }
+            let output = command.env("DARKROOM_LOG", "").args(args).output().unwrap();
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+            assert!(stderr.contains(said), "{args:?}: {stderr}");
+        }
+    }
+}
+
+#[test]
+fn the_environment_that_kubernetes_sets_for_a_service_called_darkroom_is_no_setting() {
+    let output = darkroom()
+        .args(["--model", "/no/such/model", "--log-format", "json"])
+        .env("DARKROOM_PORT", "tcp://10.96.0.7:7860")
+        .env("DARKROOM_PORT_7860_TCP", "tcp://10.96.0.7:7860")
+        .env("DARKROOM_PORT_7860_TCP_ADDR", "10.96.0.7")
+        .env("DARKROOM_PORT_7860_TCP_PORT", "7860")
+        .env("DARKROOM_PORT_7860_TCP_PROTO", "tcp")
+        .env("DARKROOM_SERVICE_HOST", "10.96.0.7")
+        .env("DARKROOM_SERVICE_PORT", "7860")
+        .env("DARKROOM_SERVICE_PORT_HTTP", "7860")
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(64), "{stderr}");
+    assert!(stderr.contains("/no/such/model"), "{stderr}");
+    assert_eq!(stderr.matches("enableServiceLinks").count(), 1, "{stderr}");
+}
+
+#[test]
+fn a_log_filter_that_is_none_is_bad_configuration() {
+    let output = darkroom().env("DARKROOM_LOG", "darkroom=lots").args(["--port", "0"]).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(64), "{stderr}");
+    assert!(stderr.contains("error: DARKROOM_LOG: is \"darkroom=lots\""), "{stderr}");
+}
+
+#[test]
+fn a_host_that_nobody_knows_is_bad_configuration() {
+    // RFC 6761, 6.4: no resolver knows a name that ends like this. One try keeps the test short.
+    let mut command = darkroom();
+    command.env("RES_OPTIONS", "attempts:1 timeout:1").args(["--port", "0", "--host", "darkroom.invalid"]);
+    let output = command.output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(64), "{stderr}");
+    assert!(stderr.contains("host: is \"darkroom.invalid\", which cannot be resolved: "), "{stderr}");
+}
+
+#[test]
+fn the_address_that_a_name_or_an_ipv6_address_stands_for_is_printed() {
+    use std::io::{BufRead, BufReader};
+    let has_ipv6 = TcpListener::bind("[::1]:0").is_ok();
+    for (host, begins) in [("localhost", "listening on http://127.0.0.1:"), ("[::1]", "listening on http://[::1]:")] {
+        if host == "[::1]" && !has_ipv6 {
+            continue;
+        }
+        let mut command = darkroom();
+        command.args(["--port", "0", "--host", host]).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(line.starts_with(begins), "{host}: {line}");
     }
 }

@@ -9,10 +9,12 @@ use std::{
     net::SocketAddr,
     process::{Child, Command, Stdio},
     sync::mpsc,
+    time::Duration,
 };
 
-use common::client::{generate, generate_events, until, until_ready};
+use common::client::{generate, generate_events, get, until, until_ready};
 use serde_json::{Value, json};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/data/sd15/model");
 
@@ -26,7 +28,18 @@ struct Daemon {
 
 impl Daemon {
     fn start(model: &str) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_darkroom"))
+        Self::start_with(Command::new(env!("CARGO_BIN_EXE_darkroom")), model)
+    }
+
+    /// Starts the daemon where no more than `files` files may be open.
+    fn start_with_files(files: usize) -> Self {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("ulimit -n {files}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_darkroom")]);
+        Self::start_with(shell, TINY)
+    }
+
+    fn start_with(mut command: Command, model: &str) -> Self {
+        let mut child = command
             .args(["--port", "0", "--log-format", "json", "--model", model])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -106,6 +119,48 @@ async fn a_second_signal_ends_at_once() {
     daemon.until_logged("draining");
     daemon.signal("-TERM");
     assert_eq!(daemon.exit_code(), Some(130));
+}
+
+/// Connects `count` times and says half a head each.
+async fn half_heads(address: SocketAddr, count: usize) -> Vec<TcpStream> {
+    let mut sockets = Vec::new();
+    for _ in 0..count {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        // One that was given up for another has been reset.
+        let _ = socket.write_all(b"GET /health HTTP/1.1\r\nHo").await;
+        sockets.push(socket);
+    }
+    sockets
+}
+
+async fn is_healthy_within_a_second(address: SocketAddr) -> bool {
+    let health = tokio::time::timeout(Duration::from_secs(1), get(address, "/health")).await;
+    health.is_ok_and(|answer| answer.status == 200)
+}
+
+#[tokio::test]
+async fn more_connections_than_files_that_say_half_a_head_do_not_hide_the_probes() {
+    let daemon = Daemon::start_with_files(256);
+    until_ready(daemon.address).await;
+    let sockets = half_heads(daemon.address, 300).await;
+    assert!(is_healthy_within_a_second(daemon.address).await);
+    drop(sockets);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_worker_that_may_open_no_more_files_still_answers() {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+
+    let daemon = Daemon::start(TINY);
+    until_ready(daemon.address).await;
+    let id = daemon.child.id();
+    let open = std::fs::read_dir(format!("/proc/{id}/fd")).unwrap().count() as u64;
+    let few = Rlimit { current: Some(open + 8), maximum: Some(open + 8) };
+    prlimit(Pid::from_raw(id.cast_signed()), Resource::Nofile, few).unwrap();
+    let sockets = half_heads(daemon.address, 40).await;
+    assert!(is_healthy_within_a_second(daemon.address).await);
+    drop(sockets);
 }
 
 #[test]

@@ -80,17 +80,34 @@ async fn malformed_json_400() {
     let worker = ready();
     for (body, field, said) in [
         ("{", None, "EOF"),
-        ("", None, "EOF"),
-        ("[]", None, "expected an object with the fields of a request"),
-        ("3", None, "expected an object with the fields of a request"),
-        ("{\"prompt\": \"a\", \"output\": 3}", Some("output"), "expected an object with the fields of `output`"),
+        ("", None, "the body is empty"),
+        ("[]", None, "the body is an array; an object is wanted"),
+        ("3", None, "the body is integer `3`; an object is wanted"),
+        ("null", None, "the body is null; an object is wanted"),
+        ("[\"a fox\"]", None, "the body is an array; an object is wanted"),
+        ("\"a fox\"", None, "an object is wanted"),
+        ("{\"prompt\": \"a\", \"output\": 3}", Some("output"), "output: is integer `3`; an object is wanted"),
         ("{\"prompt\": \"a\"} x", None, "trailing"),
         ("{\"promt\": \"a fox\"}", Some("promt"), "unknown field `promt`, expected one of `prompt`"),
-        ("{\"prompt\": 7}", Some("prompt"), "invalid type: integer `7`, expected a string"),
-        ("{\"prompt\": \"a\", \"width\": \"64\"}", Some("width"), "expected a whole number"),
-        ("{\"prompt\": \"a\", \"steps\": 1.5}", Some("steps"), "expected a whole number"),
+        ("{\"prompt\": 7}", Some("prompt"), "prompt: is 7; a string is wanted"),
+        (
+            "{\"prompt\": \"a\", \"width\": \"64\"}",
+            Some("width"),
+            "width: is the string \"64\"; a whole number is wanted, without quotes",
+        ),
+        ("{\"prompt\": \"a\", \"steps\": 1.5}", Some("steps"), "steps: is 1.5; a whole number is wanted"),
         ("{\"prompt\": \"a\", \"output\": {\"formt\": \"png\"}}", Some("output.formt"), "unknown field"),
         ("{\"prompt\": \"a\", \"seed\": 1, \"seed\": 2}", Some("seed"), "duplicate field"),
+        ("{\"n\": true}", Some("n"), "n: is true; a whole number is wanted"),
+        ("{\"prompt\": [\"a\"]}", Some("prompt"), "prompt: is an array; a string is wanted"),
+        ("{\"guidance_scale\": \"7.5\"}", Some("guidance_scale"), "a number is wanted, without quotes"),
+        ("{\"output\": {\"inline\": \"no\"}}", Some("output.inline"), "true or false is wanted, without quotes"),
+        ("{\"output\": {\"quality\": 90.5}}", Some("output.quality"), "is 90.5; a whole number is wanted"),
+        ("{\"output\": [\"png\", 90, true, true]}", Some("output"), "output: is an array; an object is wanted"),
+        ("{\"guidance_scale\": NaN}", Some("guidance_scale"), "JSON has no such number"),
+        ("{\"guidance_scale\": -Infinity}", Some("guidance_scale"), "JSON has no such number"),
+        ("{\"seed\": None}", Some("seed"), "JSON writes true, false and null"),
+        ("{\"prompt\": 'a fox'}", Some("prompt"), "strings stand in double quotes"),
     ] {
         let detail = worker.post(body).await.problem(400, "malformed_json", field);
         assert!(detail.contains(said), "{body}: {detail}");
@@ -170,7 +187,9 @@ async fn invalid_parameter_422() {
         (json!({ "steps": 151 }), "steps", "is 151; 1 to 150 are allowed"),
         (json!({ "guidance_scale": 31 }), "guidance_scale", "is 31; 0 to 30 is allowed"),
         (json!({ "seed": 9_007_199_254_740_992_u64 }), "seed", "is 9007199254740992; 0 to 9007199254740991"),
-        (json!({ "seed": -1 }), "seed", "is -1; 0 to 9007199254740991 is allowed"),
+        (json!({ "seed": -1 }), "seed", "is -1; 0 to 9007199254740991 is allowed; leave seed out for a random one"),
+        (json!({ "seed": 1e300 }), "seed", "is 1e300; 0 to 9007199254740991 is allowed"),
+        (json!({ "steps": 151.0 }), "steps", "is 151; 1 to 150 are allowed"),
         (json!({ "n": 5 }), "n", "is 5; this worker allows 1 to 4 images"),
         (json!({ "sampler": "magic" }), "sampler", "is \"magic\"; one of ddim, pndm"),
         (json!({ "scheduler": "magic" }), "scheduler", "is \"magic\"; one of checkpoint, karras is allowed"),
@@ -198,6 +217,7 @@ async fn invalid_parameter_422() {
         ("limit=0", "limit"),
         ("limit=101", "limit"),
         ("page=2", "page"),
+        ("limit=1&limit=2", "limit"),
         ("limit=%FF", "limit"),
     ] {
         worker.at(Method::GET, &format!("/jobs?{query}")).await.problem(422, "invalid_parameter", Some(field));
@@ -225,12 +245,14 @@ async fn queue_full_429_says_when_to_come_again() {
     let seconds: u64 = refused.header("retry-after").unwrap().parse().unwrap();
     assert_eq!(seconds, 1, "nothing was measured, so the least is said");
     let ready = worker.at(Method::GET, "/ready").await;
-    assert_eq!((ready.status, &ready.json()["reason"]), (503, &json!("the queue is full: 1 of 1 requests wait")));
+    let told = ready.json();
+    assert_eq!((ready.status, &told["ready"], &told["accepting"]), (200, &json!(true), &json!(false)));
+    assert_eq!(told["reason"], "the queue is full: 1 of 1 requests wait");
     let job = |answer: &serde_json::Value| format!("/jobs/{}", answer["job_id"].as_str().unwrap());
     // Whoever waits and is cancelled makes room, though the first goes on.
     assert_eq!(worker.at(Method::DELETE, &job(&waiting)).await.status, 202);
     let ready = async {
-        while worker.at(Method::GET, "/ready").await.status == 503 {
+        while worker.at(Method::GET, "/ready").await.json()["accepting"] == false {
             tokio::task::yield_now().await;
         }
     };
@@ -352,4 +374,144 @@ async fn a_body_that_does_not_come_is_not_waited_for_for_ever() {
     let worker = ready();
     let never = futures_util::stream::pending::<Result<Vec<u8>, std::io::Error>>();
     worker.post(Body::from_stream(never)).await.problem(408, "body_too_slow", None);
+}
+
+#[tokio::test]
+async fn a_full_worker_is_unready_only_when_it_is_told_to_be() {
+    for (ready_when_full, status) in [(true, 200), (false, 503)] {
+        let mut config = ServeConfig::default();
+        config.work.queue_capacity = 1;
+        config.work.ready_when_full = ready_when_full;
+        let mut worker = InProcess::new(config);
+        worker.post(fox(json!({}))).await;
+        worker.hands.begun.recv().await.unwrap();
+        // A job is drawn and there is room.
+        let ready = worker.at(Method::GET, "/ready").await;
+        assert_eq!((ready.status, &ready.json()["accepting"]), (200, &json!(true)));
+        worker.post(fox(json!({}))).await;
+        let ready = worker.at(Method::GET, "/ready").await;
+        assert_eq!((ready.status, &ready.json()["accepting"]), (status, &json!(false)));
+        worker.post(fox(json!({}))).await.problem(429, "queue_full", None);
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_failed_for_good_asks_nobody_to_come_again() {
+    let app = App::new(ServeConfig::default());
+    let worker = InProcess { router: router(Arc::clone(&app)), app, hands: fake().1 };
+    worker.app.advance(Phase::Loading { percent: 1 });
+    assert_eq!(worker.post(fox(json!({}))).await.header("retry-after"), Some("5"));
+    worker.app.advance(Phase::Failed { reason: "no such tensor".into() });
+    for answer in [worker.post(fox(json!({}))).await, worker.at(Method::GET, "/model").await] {
+        answer.problem(503, "not_ready", None);
+        assert_eq!(answer.header("retry-after"), None);
+    }
+}
+
+#[tokio::test]
+async fn what_a_client_sent_is_not_repeated_at_length() {
+    let worker = ready();
+    for body in [json!({ "sampler": "x".repeat(100_000) }), json!({ "狐".repeat(100_000): 1 })] {
+        let answer = worker.post(fox(body)).await;
+        assert!(matches!(answer.status, 400 | 422) && answer.body.len() < 5000, "{}", answer.body.len());
+    }
+}
+
+#[tokio::test]
+async fn a_coded_body_is_decoded_within_the_limit() {
+    use std::io::Write;
+    let gzip = |text: &str| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(text.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    };
+    let mut config = ServeConfig::default();
+    config.listen.max_body_bytes = 1000;
+    let worker = InProcess::new(config);
+    let post = async |coding: &str, body: Vec<u8>| {
+        let request = Request::post("/generate").header(header::CONTENT_TYPE, "application/json");
+        worker.send(request.header(header::CONTENT_ENCODING, coding).body(body.into()).unwrap()).await
+    };
+    assert_eq!(post("gzip", gzip(&fox(json!({})))).await.status, 202);
+    assert_eq!(post("identity", fox(json!({})).into_bytes()).await.status, 202);
+    let bomb = gzip(&fox(json!({ "negative_prompt": "x".repeat(100_000) })));
+    assert!(bomb.len() < 1000);
+    let detail = post("gzip", bomb).await.problem(413, "body_too_large", None);
+    assert_eq!(detail, "the body is larger, once decoded, than the 1000 bytes that this worker takes");
+    let detail = post("gzip", fox(json!({})).into_bytes()).await.problem(400, "malformed_encoding", None);
+    assert!(detail.starts_with("the body is not valid gzip"), "{detail}");
+    let unknown = post("compress", Vec::new()).await;
+    unknown.problem(415, "unsupported_content_encoding", None);
+    assert_eq!(unknown.header("accept-encoding"), Some("gzip, deflate, br, zstd"));
+}
+
+#[tokio::test]
+async fn a_body_is_utf_8_and_a_mark_before_it_is_ignored() {
+    let worker = ready();
+    assert_eq!(worker.post(format!("\u{feff}{}", fox(json!({})))).await.status, 202);
+    let detail = worker.post(&b"{\"prompt\": \"caf\xe9\"}"[..]).await.problem(400, "malformed_json", None);
+    assert!(detail.contains("not UTF-8: the byte 0xe9 at offset 15"), "{detail}");
+}
+
+#[tokio::test]
+async fn whole_numbers_may_have_a_point_and_null_is_absent() {
+    let worker = ready();
+    let body =
+        r#"{"prompt": "a", "steps": 1e1, "width": 64.0, "seed": null, "output": {"format": "jpeg", "quality": 8e1}}"#;
+    let answer = worker.post(body).await;
+    assert_eq!(answer.status, 202, "{answer:?}");
+    let request = &answer.json()["request"];
+    assert_eq!((&request["steps"], &request["width"]), (&json!(10), &json!(64)));
+    assert_eq!(request["output"]["quality"], 80);
+}
+
+#[tokio::test]
+async fn urls_carry_the_base_path_whether_or_not_a_proxy_takes_it_off() {
+    let mut config = ServeConfig::default();
+    config.listen.base_path = "/darkroom".parse().unwrap();
+    let worker = InProcess::new(config);
+    for prefix in ["", "/darkroom"] {
+        worker.hands.step(2);
+        let request = Request::post(format!("{prefix}/generate"))
+            .header(header::CONTENT_TYPE, "application/json")
+            .header("prefer", "wait=60")
+            .body(fox(json!({})).into())
+            .unwrap();
+        let answer = worker.send(request).await;
+        let job = answer.json();
+        let location = format!("/darkroom/jobs/{}", job["job_id"].as_str().unwrap());
+        assert_eq!(answer.header("location"), Some(location.as_str()));
+        assert_eq!(job["images"][0]["url"], format!("{location}/images/0"));
+        // Seen from a client, and from a proxy that has taken the prefix off.
+        for path in [location.as_str(), location.strip_prefix("/darkroom").unwrap()] {
+            assert_eq!(worker.at(Method::GET, path).await.json()["images"], {
+                let mut linked = job["images"].clone();
+                linked[0].as_object_mut().unwrap().remove("base64");
+                linked
+            });
+            assert_eq!(worker.at(Method::GET, &format!("{path}/images/0")).await.status, 200);
+        }
+    }
+    let detail = worker.at(Method::GET, "/darkroom/nowhere").await.problem(404, "not_found", None);
+    assert!(detail.starts_with("/darkroom/nowhere: "), "{detail}");
+    worker.at(Method::GET, "/darkroom/generate").await.problem(405, "method_not_allowed", None);
+    worker.at(Method::GET, "/darkroomm/health").await.problem(404, "not_found", None);
+}
+
+#[tokio::test]
+async fn a_private_network_is_opened_to_named_origins_alone() {
+    for (allowed, origin, expected) in [
+        ("https://example.org", "https://example.org", Some("true")),
+        ("https://example.org", "https://example.com", None),
+        ("*", "https://example.org", None),
+    ] {
+        let mut config = ServeConfig::default();
+        config.listen.cors_allow_origin = vec![allowed.into()];
+        let preflight = Request::options("/generate")
+            .header(header::ORIGIN, origin)
+            .header(header::ACCESS_CONTROL_REQUEST_METHOD, "POST")
+            .header("access-control-request-private-network", "true");
+        let answer = InProcess::new(config).send(preflight.body(Body::empty()).unwrap()).await;
+        assert_eq!(answer.header("access-control-allow-private-network"), expected, "{allowed} {origin}");
+    }
 }

@@ -68,9 +68,9 @@ async fn a_job_is_accepted_drawn_and_fetched() {
         "created_at": null, "started_at": null, "finished_at": null,
         "timings": { "queue_ms": null, "encode_ms": 0, "denoise_ms": 0, "decode_ms": 0, "total_ms": null },
         "request": {
-            "prompt": "a fox", "negative_prompt": "", "width": 64, "height": 64, "steps": 2, "guidance_scale": 1.0,
+            "prompt": "a fox", "negative_prompt": null, "width": 64, "height": 64, "steps": 2, "guidance_scale": 1.0,
             "seed": 42, "n": 2, "sampler": "euler", "scheduler": "checkpoint", "clip_skip": 0, "preview_every": 0,
-            "output": { "format": "png", "metadata": true },
+            "output": { "format": "png", "metadata": true, "inline": true },
             "deadline_ms": null, "on_disconnect": "continue", "tag": "mine",
         },
         "images": [image(0), image(1)], "warnings": [], "error": null,
@@ -85,6 +85,26 @@ async fn a_job_is_accepted_drawn_and_fetched() {
     let list = get(address, "/jobs?status=succeeded&limit=1").await.json();
     assert_eq!((&list["jobs"][0]["job_id"], &list["next"]), (&json!(id), &Value::Null));
     assert_eq!(delete(address, &format!("/jobs/{id}")).await.status, 200);
+}
+
+#[tokio::test]
+async fn an_absent_negative_prompt_stays_absent_and_an_empty_one_empty() {
+    let Worker { address, hands, .. } = ready().await;
+    drop(hands);
+    for (body, used) in [
+        (json!({ "prompt": "a fox" }), Value::Null),
+        (json!({ "prompt": "a fox", "negative_prompt": null }), Value::Null),
+        (json!({ "prompt": "a fox", "negative_prompt": "" }), json!("")),
+        (json!({ "prompt": "a fox", "negative_prompt": "blurry" }), json!("blurry")),
+    ] {
+        let png = generate(address, &[("Accept", "image/png")], &body).await;
+        assert_eq!(job(address, png.header("x-job-id").unwrap()).await["request"]["negative_prompt"], used, "{body}");
+        let reader = png::Decoder::new(Cursor::new(&png.body)).read_info().unwrap();
+        let texts = &reader.info().uncompressed_latin1_text;
+        let written = texts.iter().find(|chunk| chunk.keyword == "darkroom").unwrap();
+        let written: Value = serde_json::from_str(&written.text).unwrap();
+        assert_eq!(written["negative_prompt"], used, "{body}");
+    }
 }
 
 #[tokio::test]
@@ -105,9 +125,15 @@ async fn a_picture_is_the_answer_where_one_is_accepted() {
         assert_eq!(image::guess_format(&answer.body).unwrap(), format);
         if format == image::ImageFormat::Png {
             let reader = png::Decoder::new(Cursor::new(&answer.body)).read_info().unwrap();
-            let chunk = &reader.info().utf8_text[0];
-            let parameters: Value = serde_json::from_str(&chunk.get_text().unwrap()).unwrap();
-            assert_eq!((chunk.keyword.as_str(), &parameters["prompt"]), ("parameters", &json!("狐")));
+            let texts = &reader.info().utf8_text;
+            let keywords: Vec<_> = texts.iter().map(|text| text.keyword.as_str()).collect();
+            assert_eq!(keywords, ["parameters", "darkroom"]);
+            let infotext = texts[0].get_text().unwrap();
+            let begins =
+                "狐\nSteps: 2, Sampler: Euler, CFG scale: 1, Seed: 9, Size: 64x64, Model: fake, Version: darkroom ";
+            assert!(infotext.starts_with(begins), "{infotext}");
+            let parameters: Value = serde_json::from_str(&texts[1].get_text().unwrap()).unwrap();
+            assert_eq!(parameters["prompt"], "狐");
             // What a picture holds draws it again.
             let again = generate(address, &[("Accept", accept)], &parameters).await;
             assert_eq!(again.body, answer.body);
@@ -180,6 +206,54 @@ async fn every_event_has_its_number_and_its_shape() {
     assert_eq!(image::load_from_memory(&bytes).unwrap(), picture(1));
     assert!(complete["timings"]["total_ms"].is_u64());
     assert_eq!(complete["warnings"], json!([]));
+}
+
+#[tokio::test]
+async fn pictures_are_linked_where_they_are_not_wanted_inline() {
+    let Worker { address, hands, .. } = ready().await;
+    drop(hands);
+    let body = json!({ "prompt": "a fox", "output": { "inline": false } });
+    let mut stream = generate_events(address, &body).await;
+    for header in ["cache-control: no-cache, no-transform\r\n", "x-accel-buffering: no\r\n"] {
+        assert!(stream.head.contains(header), "{}", stream.head);
+    }
+    let complete = stream.until("complete").await.data;
+    let id = complete["job_id"].as_str().unwrap();
+    let image = &complete["images"][0];
+    assert_eq!((&image["url"], &image["base64"]), (&json!(format!("/jobs/{id}/images/0")), &Value::Null));
+    let waited = generate(address, &[("Prefer", "wait=60")], &body).await.json();
+    assert_eq!((&waited["status"], &waited["images"][0]["base64"]), (&json!("succeeded"), &Value::Null));
+    // A listener takes what the request said, unless it says itself.
+    for (query, inline) in [("", false), ("?inline=false", false), ("?inline=true", true)] {
+        let path = format!("/jobs/{id}/events{query}");
+        let mut stream = open(address, &common::client::request("GET", &path, &[], "")).await;
+        assert!(stream.head.contains("cache-control: no-cache, no-transform\r\n"), "{}", stream.head);
+        let complete = stream.until("complete").await.data;
+        assert_eq!(complete["images"][0]["base64"].is_string(), inline, "{query}");
+    }
+    for (query, field) in [("inline=maybe", "inline"), ("inlin=true", "inlin"), ("inline=true&inline=true", "inline")] {
+        let wrong = get(address, &format!("/jobs/{id}/events?{query}")).await;
+        wrong.problem(422, "invalid_parameter", Some(field));
+    }
+}
+
+#[tokio::test]
+async fn over_a_loopback_socket_only_hosts_that_are_this_worker_s_are_answered() {
+    let mut config = ServeConfig::default();
+    config.listen.allowed_host = vec!["images.example.org".parse().unwrap()];
+    let Worker { address, .. } = worker(config).await;
+    let ask = async |host: &str| {
+        let request = format!("GET /health HTTP/1.1\r\n{host}\r\n\r\n");
+        common::client::exchange(address, &request).await
+    };
+    for host in ["Host: localhost", "Host: 127.0.0.1:7860", "Host: [::1]", "Host: Images.Example.org:443"] {
+        assert_eq!(ask(host).await.status, 200, "{host}");
+    }
+    let detail = ask("Host: evil.example:7860").await.problem(421, "misdirected_request", None);
+    assert!(detail.ends_with("start it with --allowed-host evil.example"), "{detail}");
+    ask("X-Nothing: here").await.problem(400, "invalid_host", None);
+    let old = common::client::exchange(address, "GET /health HTTP/1.0\r\n\r\n").await;
+    assert_eq!(old.status, 200);
 }
 
 #[tokio::test]

@@ -24,7 +24,7 @@ use darkroom::{
 };
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::Instant};
 use tower::ServiceExt;
 
 fn with_grace(seconds: u64) -> ServeConfig {
@@ -47,7 +47,7 @@ async fn probes_answer_while_the_model_loads_and_say_how_far_it_is() {
     .await;
     let loading = until(address, |ready| ready["loading_percent"] == 42).await;
     let expected = json!({
-        "ready": false, "state": "loading", "reason": "loading the model: 42%", "loading_percent": 42,
+        "ready": false, "accepting": false, "state": "loading", "reason": "loading the model: 42%", "loading_percent": 42,
         "queue": { "depth": 0, "capacity": 10 }, "running": 0,
     });
     assert_eq!(loading, expected);
@@ -62,7 +62,7 @@ async fn probes_answer_while_the_model_loads_and_say_how_far_it_is() {
 
     let ready = get(address, "/ready").await;
     let expected = json!({
-        "ready": true, "state": "ready", "reason": null, "queue": { "depth": 0, "capacity": 10 }, "running": 0,
+        "ready": true, "accepting": true, "state": "ready", "reason": null, "queue": { "depth": 0, "capacity": 10 }, "running": 0,
     });
     assert_eq!((ready.status, ready.json()), (200, expected));
     let mut health = get(address, "/health").await.json();
@@ -183,5 +183,94 @@ async fn a_silent_stream_is_kept_alive_with_comments() {
     for _ in 0..2 {
         tokio::time::advance(Duration::from_secs(15)).await;
         assert_eq!(frame().await, ": still here\n\n");
+    }
+}
+
+/// A worker whose jobs `n` images each were accepted and drawn by nobody yet, told to stop.
+async fn accepted(config: ServeConfig, body: Value) -> (Worker, String) {
+    let mut worker = worker(config).await;
+    let answer = generate(worker.address, &[], &body).await;
+    assert_eq!(answer.status, 202, "{answer:?}");
+    worker.hands.begun.recv().await.unwrap();
+    (worker, answer.json()["job_id"].as_str().unwrap().to_owned())
+}
+
+#[tokio::test]
+async fn a_drained_worker_stays_until_its_results_are_fetched() {
+    let (worker, id) = accepted(with_grace(600), json!({ "prompt": "a fox", "n": 2 })).await;
+    let Worker { address, hands, plug } = worker;
+    let waiting = generate(address, &[], &json!({ "prompt": "waits" })).await.json()["job_id"].clone();
+    let served = plug.pull();
+    until(address, |ready| ready["state"] == "draining").await;
+    drop(hands);
+    let job = format!("/jobs/{id}");
+    while get(address, &job).await.json()["status"] != "succeeded" {
+        tokio::task::yield_now().await;
+    }
+    let ready = get(address, "/ready").await;
+    assert_eq!((ready.status, ready.header("connection")), (503, Some("close")));
+    generate(address, &[], &json!({ "prompt": "new" })).await.problem(503, "draining", None);
+    assert_eq!(get(address, &format!("{job}/images/0")).await.status, 200);
+    // A head is no picture, and a picture that is not there is none either.
+    for path in ["images/1", "images/2"] {
+        open(address, &common::client::request("HEAD", &format!("{job}/{path}"), &[], "")).await;
+    }
+    // Nor has anybody read what became of the other job.
+    assert_eq!(get(address, &format!("{job}/images/1")).await.status, 200);
+    let waiting = get(address, &format!("/jobs/{}", waiting.as_str().unwrap())).await.json();
+    assert_eq!((&waiting["status"], &waiting["error"]["reason"]), (&json!("cancelled"), &json!("shutdown")));
+    served.await.unwrap().unwrap();
+    assert!(TcpStream::connect(address).await.is_err(), "the socket is closed");
+}
+
+#[tokio::test]
+async fn the_events_of_a_job_are_its_result_as_well() {
+    let (worker, id) = accepted(with_grace(600), json!({ "prompt": "a fox", "n": 2 })).await;
+    let Worker { address, hands, plug } = worker;
+    let served = plug.pull();
+    until(address, |ready| ready["state"] == "draining").await;
+    drop(hands);
+    while get(address, &format!("/jobs/{id}")).await.json()["status"] != "succeeded" {
+        tokio::task::yield_now().await;
+    }
+    events(address, &id, None).await.until("complete").await;
+    served.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_job_that_failed_is_kept_until_that_was_read() {
+    let (worker, id) = accepted(with_grace(600), json!({ "prompt": "a fox" })).await;
+    let Worker { address, hands, plug } = worker;
+    let served = plug.pull();
+    until(address, |ready| ready["state"] == "draining").await;
+    hands.orders.send(Order::Fail("no film")).unwrap();
+    while get(address, &format!("/jobs/{id}")).await.json()["status"] != "failed" {
+        tokio::task::yield_now().await;
+    }
+    served.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn results_that_nobody_fetches_are_kept_for_the_grace_alone() {
+    let (worker, _) = accepted(with_grace(1), json!({ "prompt": "a fox" })).await;
+    let began = Instant::now();
+    drop(worker.hands);
+    worker.plug.pull().await.unwrap().unwrap();
+    assert_eq!(began.elapsed().as_secs(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_worker_answers_for_as_long_as_it_was_told() {
+    for seconds in [0, 5] {
+        let mut config = ServeConfig::default();
+        config.work.drain_seconds = seconds;
+        let Worker { address, plug, .. } = worker(config).await;
+        let began = Instant::now();
+        let served = plug.pull();
+        if seconds > 0 {
+            until(address, |ready| ready["state"] == "draining").await;
+        }
+        served.await.unwrap().unwrap();
+        assert_eq!(began.elapsed().as_secs(), seconds);
     }
 }

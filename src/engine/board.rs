@@ -12,13 +12,13 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 use super::{
     CancelReason, ErrorCode,
     job::{Job, Subscription},
     pace::{Left, Pace},
-    record::{JobEvent, JobSnapshot, JobStatus, JobTicket, Outcome, PreviewImage},
+    record::{Fetched, JobEvent, JobSnapshot, JobStatus, JobTicket, Outcome, PreviewImage},
 };
 
 /// How much the board keeps.
@@ -80,6 +80,8 @@ pub struct Listing {
 pub struct JobBoard {
     limits: BoardLimits,
     state: Mutex<State>,
+    /// Something was fetched, or let go of.
+    fetched: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -99,7 +101,7 @@ impl JobBoard {
     /// An empty board.
     #[must_use]
     pub fn new(limits: BoardLimits) -> Self {
-        Self { limits, state: Mutex::default() }
+        Self { limits, state: Mutex::default(), fetched: Notify::new() }
     }
 
     /// Puts up a job that the queue has accepted. Jobs have to be put up in the order in which they were accepted.
@@ -219,6 +221,33 @@ impl JobBoard {
     /// Lets go of what has been kept for long enough. Every look-up does this, too; a worker that nobody asks needs it.
     pub fn sweep(&self) {
         self.lock().expire(&self.limits);
+        self.fetched.notify_waiters();
+    }
+
+    /// A client has what came of the job, or a part of it.
+    pub fn fetched(&self, job: &Job, what: Fetched) {
+        job.state().fetch(what);
+        self.fetched.notify_waiters();
+    }
+
+    /// How many ended jobs are kept for somebody who has not fetched what came of them.
+    #[must_use]
+    pub fn unfetched(&self) -> usize {
+        let mut state = self.lock();
+        state.expire(&self.limits);
+        state.ended.iter().filter(|job| !job.state().is_fetched()).count()
+    }
+
+    /// Waits until what came of every ended job was fetched or let go of.
+    pub async fn all_fetched(&self) {
+        loop {
+            let mut changed = std::pin::pin!(self.fetched.notified());
+            changed.as_mut().enable();
+            if self.unfetched() == 0 {
+                return;
+            }
+            changed.await;
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

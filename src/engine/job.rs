@@ -1,13 +1,17 @@
 //! One job on the board: its latest state, its numbered events, and whoever listens to them.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::{sync::watch, time::Instant};
 
-use super::record::{JobEvent, JobSnapshot, JobStatus, JobTicket, NumberedEvent, Outcome};
+use super::{
+    CancelReason,
+    record::{Fetched, JobEvent, JobSnapshot, JobStatus, JobTicket, NumberedEvent, Outcome},
+};
 
 /// How many `progress` events of a job are kept for a subscriber that comes late or reads slowly.
 const PROGRESS_KEPT: usize = 64;
@@ -37,6 +41,10 @@ pub(super) struct JobState {
     pub(super) ended_at: Option<Instant>,
     log: Vec<NumberedEvent>,
     next_id: u64,
+    /// The images that a client has, by index.
+    images_fetched: BTreeSet<usize>,
+    /// A client has everything that it asked for.
+    end_fetched: bool,
 }
 
 impl Job {
@@ -52,6 +60,8 @@ impl Job {
             ended_at: None,
             log: Vec::new(),
             next_id: 1,
+            images_fetched: BTreeSet::new(),
+            end_fetched: false,
         };
         Self { ticket, created_at: jiff::Timestamp::now(), state: Mutex::new(state), newest: watch::Sender::new(0) }
     }
@@ -156,6 +166,30 @@ impl Job {
 }
 
 impl JobState {
+    /// A client has a part of what came of the job.
+    pub(super) fn fetch(&mut self, what: Fetched) {
+        match what {
+            Fetched::Image(index) => drop(self.images_fetched.insert(index)),
+            Fetched::End => self.end_fetched = true,
+            Fetched::EndWithLinks => {
+                self.end_fetched |= !matches!(self.outcome.as_deref(), Some(Outcome::Succeeded { .. }));
+            }
+        }
+    }
+
+    /// Whether nobody is expected to ask for what came of the job any more. A job that somebody stopped, or whose client
+    /// left, is nobody's.
+    pub(super) fn is_fetched(&self) -> bool {
+        self.end_fetched
+            || self.outcome.as_deref().is_some_and(|outcome| match outcome {
+                Outcome::Succeeded { images, .. } => self.images_fetched.len() >= images.len(),
+                Outcome::Failed { .. } => false,
+                Outcome::Cancelled { reason } => {
+                    matches!(reason, CancelReason::Requested | CancelReason::Disconnected)
+                }
+            })
+    }
+
     fn push(&mut self, event: JobEvent) {
         let kept = match event {
             JobEvent::Progress { .. } => PROGRESS_KEPT,

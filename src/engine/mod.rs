@@ -21,4 +21,6 @@ pub use job::{Job, Subscription};
 pub use messages::{ErrorCode, GenerationRequest, GenerationResponse, JobTimings};
 pub use pace::Work;
 pub use queue::{QueueItem, RequestQueue};
-pub use record::{JobEvent, JobSnapshot, JobStatus, JobTicket, NumberedEvent, Outcome, PreviewImage, ResultImage};
+pub use record::{
+    Fetched, JobEvent, JobSnapshot, JobStatus, JobTicket, NumberedEvent, Outcome, PreviewImage, ResultImage,
+};

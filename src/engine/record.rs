@@ -117,6 +117,17 @@ impl Outcome {
     }
 }
 
+/// What of an ended job a client has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fetched {
+    /// The image at this index. A job that succeeded is fetched when all its images are.
+    Image(usize),
+    /// How it ended, with all its images.
+    End,
+    /// How it ended, with links to its images: all that there is of a job that has none.
+    EndWithLinks,
+}
+
 /// What a picture looked like on its way, encoded.
 #[derive(Debug, PartialEq, Eq)]
 pub struct PreviewImage {

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, OnceLock},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio_util::task::TaskTracker;
@@ -13,7 +13,8 @@ use super::{
 };
 use crate::{
     config::ServeConfig,
-    engine::{GenerationEngine, JobBoard},
+    connections::Receipt,
+    engine::{Fetched, GenerationEngine, Job, JobBoard},
     pipeline::Generate,
 };
 
@@ -102,6 +103,26 @@ impl App {
         self.followers.wait().await;
     }
 
+    /// Waits until what came of every job was fetched, for at most `wait`. A job counts as fetched when all its images were
+    /// sent, or its end was sent with the images that were asked for; one that failed or was cancelled, when that was sent.
+    pub async fn hand_over(&self, wait: Duration) {
+        let unfetched = self.board.unfetched();
+        if unfetched == 0 {
+            return;
+        }
+        let wait_ms = wait.as_millis();
+        tracing::info!(jobs = unfetched, wait_ms, "waiting for results to be fetched; a second signal ends at once");
+        if tokio::time::timeout(wait, self.board.all_fetched()).await.is_err() {
+            tracing::warn!(jobs = self.board.unfetched(), "some results were not fetched in time and are lost");
+        }
+    }
+
+    /// What makes an answer count as having fetched `what` of a job.
+    pub(super) fn receipt(self: &Arc<Self>, job: &Arc<Job>, what: Fetched) -> Receipt {
+        let (app, job) = (Arc::clone(self), Arc::clone(job));
+        Receipt::new(move || app.board.fetched(&job, what))
+    }
+
     pub(super) fn loaded(&self) -> Option<&Loaded> {
         self.loaded.get()
     }
@@ -111,12 +132,23 @@ impl App {
         match (self.phase(), self.loaded.get()) {
             (Phase::Ready, Some(loaded)) if loaded.engine.is_alive() => Ok(loaded),
             (Phase::Draining | Phase::Stopped, _) => Err(Problem::draining()),
-            _ => Err(Problem::not_ready(&self.why_not_drawing())),
+            _ => Err(self.not_ready()),
         }
     }
 
+    /// The problem of a worker that does not draw.
+    pub(super) fn not_ready(&self) -> Problem {
+        let why = self.why_not_drawing();
+        if self.has_failed() { Problem::failed(&why) } else { Problem::not_ready(&why) }
+    }
+
+    /// Whether nothing will be drawn here until the worker is started again.
+    pub(super) fn has_failed(&self) -> bool {
+        self.is_dead() || matches!(self.phase(), Phase::Failed { .. })
+    }
+
     /// Whether the engine has ended though nobody told it to.
-    pub(super) fn is_dead(&self) -> bool {
+    fn is_dead(&self) -> bool {
         let running = matches!(self.phase(), Phase::Ready);
         running && self.loaded.get().is_some_and(|loaded| !loaded.engine.is_alive())
     }

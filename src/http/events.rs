@@ -4,7 +4,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     extract::State,
-    http::{HeaderMap, HeaderValue, StatusCode},
+    http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
     response::{
         IntoResponse, Response,
         sse::{Event, KeepAlive, Sse},
@@ -16,12 +16,16 @@ use serde_json::Value;
 
 use super::{
     app::App,
-    path::PathPart,
+    path::{PathPart, query},
     problem::Problem,
     submit::Leaving,
-    view::{ImageView, Pictures, TimingsView, image_views, millis, percent},
+    values::excerpt,
+    view::{ImageView, Pictures, TimingsView, millis, percent},
 };
-use crate::engine::{Job, JobEvent, NumberedEvent, Outcome, Subscription};
+use crate::{
+    connections::Filler,
+    engine::{Job, JobEvent, NumberedEvent, Outcome, Subscription},
+};
 
 /// How often a silent line is kept alive with a comment.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -29,28 +33,58 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 pub(super) async fn get(
     State(app): State<Arc<App>>,
     PathPart(id): PathPart<String>,
+    uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let after = last_event_id(&headers)?;
+    let inline = inline(&uri)?;
     let subscription = app.board.subscribe(&id, after).map_err(|missing| Problem::missing_job(missing, &id))?;
     if after > 0 && subscription.is_over() {
         // To a browser that comes back after the last event this says: do not come again.
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    Ok(stream(subscription, None))
+    let pictures = inline.map(|inline| Pictures::new(&app, inline));
+    let pictures = pictures.unwrap_or_else(|| Pictures::as_requested(&app, subscription.job()));
+    Ok(stream(&app, subscription, pictures, None))
+}
+
+/// Whether `complete` is to carry the pictures themselves: `?inline=`, if it is given.
+fn inline(uri: &Uri) -> Result<Option<bool>, Problem> {
+    let mut inline = None;
+    for (name, value) in query(uri)? {
+        if name != "inline" {
+            return Err(Problem::invalid(name, "is no parameter of a job's events; inline is"));
+        }
+        inline =
+            Some(value.parse().map_err(|_| {
+                Problem::invalid("inline", format!("is {}; true or false is allowed", excerpt(&value)))
+            })?);
+    }
+    Ok(inline)
 }
 
 /// The events of a subscription, to their end. `leaving` is dropped with the stream.
-pub(super) fn stream(subscription: Subscription, leaving: Option<Leaving>) -> Response {
-    let events = stream::unfold((subscription, leaving), |(mut subscription, leaving)| async move {
+pub(super) fn stream(
+    app: &Arc<App>,
+    subscription: Subscription,
+    pictures: Pictures,
+    leaving: Option<Leaving>,
+) -> Response {
+    let receipt = app.receipt(subscription.job(), pictures.fetched());
+    let state = (subscription, pictures, leaving);
+    let events = stream::unfold(state, |(mut subscription, pictures, leaving)| async move {
         let event = subscription.next().await?;
-        let event = render(subscription.job(), event).await;
-        Some((Ok::<_, Infallible>(event), (subscription, leaving)))
+        let event = render(subscription.job(), event, &pictures).await;
+        Some((Ok::<_, Infallible>(event), (subscription, pictures, leaving)))
     });
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("still here");
     let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
-    // A proxy that gathers the answer before it passes it on would defeat it.
-    response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
+    // A proxy that gathers the answer before it passes it on would defeat it, to send it as it is or to compress it.
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response.extensions_mut().insert(receipt);
+    response.extensions_mut().insert(Filler(b": still here\n\n"));
     response
 }
 
@@ -110,15 +144,15 @@ enum What<'a> {
 }
 
 /// An event on the wire. One that carries pictures is written off the asynchronous threads.
-async fn render(job: &Arc<Job>, event: NumberedEvent) -> Event {
+async fn render(job: &Arc<Job>, event: NumberedEvent, pictures: &Pictures) -> Event {
     let NumberedEvent { id, event } = event;
     let name = name(&event);
     let carries_pictures = matches!(event, JobEvent::Ended(_) | JobEvent::Preview(_));
     let json = if carries_pictures {
-        let job = Arc::clone(job);
-        tokio::task::spawn_blocking(move || data(&job, &event)).await.ok()
+        let (job, pictures) = (Arc::clone(job), pictures.clone());
+        tokio::task::spawn_blocking(move || data(&job, &event, &pictures)).await.ok()
     } else {
-        Some(data(job, &event))
+        Some(data(job, &event, pictures))
     };
     // A rendering that panicked is a fault of this program; the client learns that something was to be here.
     Event::default().event(name).id(id.to_string()).data(json.unwrap_or_default())
@@ -138,7 +172,7 @@ fn name(event: &JobEvent) -> &'static str {
     }
 }
 
-fn data(job: &Job, event: &JobEvent) -> String {
+fn data(job: &Job, event: &JobEvent, pictures: &Pictures) -> String {
     let what = match event {
         JobEvent::Queued { position, eta } => What::Queued { queue_position: *position, eta_ms: eta.map(millis) },
         JobEvent::Started => What::Started { request: job.request() },
@@ -157,11 +191,9 @@ fn data(job: &Job, event: &JobEvent) -> String {
             height: preview.height,
         },
         JobEvent::Ended(outcome) => match &**outcome {
-            Outcome::Succeeded { images, timings, warnings } => What::Complete {
-                images: image_views(job.id(), images, Pictures::Inline),
-                timings: timings.into(),
-                warnings,
-            },
+            Outcome::Succeeded { images, timings, warnings } => {
+                What::Complete { images: pictures.views(job.id(), images), timings: timings.into(), warnings }
+            }
             Outcome::Failed { code, message, field } => What::Error { code: code.name(), message, field: *field },
             Outcome::Cancelled { reason } => What::Cancelled { reason: reason.name() },
         },

@@ -3,29 +3,25 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    body::Bytes,
-    extract::{FromRequest, Request, State, rejection::BytesRejection},
+    extract::{Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 
 use super::{
     app::App,
-    events, images,
+    body, events, images,
     jobs::job_response,
     negotiate::{AnswerForm, answer_form, preferred_wait},
     problem::Problem,
     submit::{Leaving, submit},
-    view::Pictures,
+    view::{Pictures, job_url},
     wire::{GenerateBody, InputImages, OnDisconnect, Wish},
 };
 use crate::{
-    engine::{Job, Outcome},
+    engine::{Fetched, Job, Outcome},
     sampling::Limits,
 };
-
-/// How long a body may take to come. A client that sends nothing holds no more than its connection, and not for ever.
-const BODY_WAIT: Duration = Duration::from_secs(60);
 
 /// How a client is answered.
 #[derive(Debug, Clone, Copy)]
@@ -43,7 +39,7 @@ enum Answer {
 pub(super) async fn generate(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
     let headers = request.headers().clone();
     require_json(&headers)?;
-    let body = read_body(request, app.config.listen.max_body_bytes).await?;
+    let body = body::read(request, &headers, app.config.listen.max_body_bytes).await?;
     let (wish, answer) = parse(&app, &headers, &body).await?;
     drop(body);
     let by_default = match answer {
@@ -60,14 +56,17 @@ pub(super) async fn generate(State(app): State<Arc<App>>, request: Request) -> R
         }
         Answer::Awaited(wait) => Ok(awaited(&app, &job, wait, leaving).await),
         Answer::Events => {
-            let mut response = events::stream(job.subscribe(0), Some(leaving));
-            response.headers_mut().extend(links(&job));
+            let pictures = Pictures::as_requested(&app, &job);
+            let mut response = events::stream(&app, job.subscribe(0), pictures, Some(leaving));
+            response.headers_mut().extend(links(&app, &job));
             Ok(response)
         }
         Answer::Image => {
             let outcome = job.ended().await;
             leaving.answered();
-            first_image(&job, &outcome)
+            let mut response = first_image(&app, &job, &outcome).into_response();
+            response.extensions_mut().insert(app.receipt(&job, Fetched::End));
+            Ok(response)
         }
     }
 }
@@ -79,17 +78,6 @@ fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
         return Ok(());
     }
     Err(Problem::unsupported_media_type(given.as_deref()))
-}
-
-/// Reads the body, up to the limit that the router has set.
-async fn read_body(request: Request, limit: usize) -> Result<Bytes, Problem> {
-    let read = tokio::time::timeout(BODY_WAIT, Bytes::from_request(request, &())).await;
-    read.map_err(|_| Problem::body_too_slow(BODY_WAIT))?.map_err(|rejection| match rejection {
-        BytesRejection::FailedToBufferBody(error) if error.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-            Problem::body_too_large(limit)
-        }
-        error => Problem::broken_body(error.body_text().to_lowercase()),
-    })
 }
 
 /// Everything that can be wrong with a request is found here, before it takes a place in the queue.
@@ -129,17 +117,20 @@ async fn check_images(images: InputImages, limits: Limits) -> Result<(), Problem
 }
 
 async fn accepted(app: &App, job: &Job) -> Response {
-    let mut response = job_response(StatusCode::ACCEPTED, app.board.snapshot(job), Pictures::Linked).await;
-    response.headers_mut().extend(links(job));
+    let mut response = job_response(StatusCode::ACCEPTED, app.board.snapshot(job), Pictures::linked(app)).await;
+    response.headers_mut().extend(links(app, job));
     response
 }
 
-async fn awaited(app: &App, job: &Job, wait: Duration, leaving: Leaving) -> Response {
+async fn awaited(app: &Arc<App>, job: &Arc<Job>, wait: Duration, leaving: Leaving) -> Response {
     let ended = tokio::time::timeout(wait, job.ended()).await.is_ok();
     leaving.answered();
     let mut response = if ended {
-        let mut response = job_response(StatusCode::OK, app.board.snapshot(job), Pictures::Inline).await;
-        response.headers_mut().extend(links(job));
+        let pictures = Pictures::as_requested(app, job);
+        let receipt = app.receipt(job, pictures.fetched());
+        let mut response = job_response(StatusCode::OK, app.board.snapshot(job), pictures).await;
+        response.headers_mut().extend(links(app, job));
+        response.extensions_mut().insert(receipt);
         response
     } else {
         accepted(app, job).await
@@ -150,22 +141,23 @@ async fn awaited(app: &App, job: &Job, wait: Duration, leaving: Leaving) -> Resp
     response
 }
 
-fn first_image(job: &Job, outcome: &Outcome) -> Result<Response, Problem> {
+fn first_image(app: &App, job: &Job, outcome: &Outcome) -> Result<Response, Problem> {
     if let Some(problem) = Problem::of_outcome(outcome) {
         return Err(problem);
     }
     let Outcome::Succeeded { images, .. } = outcome else { return Err(Problem::internal()) };
     let image = images.first().ok_or_else(Problem::internal)?;
     let mut response = images::image_response(image);
-    response.headers_mut().extend(links(job));
+    response.headers_mut().extend(links(app, job));
     Ok(response.into_response())
 }
 
 /// Where the job is found.
-fn links(job: &Job) -> HeaderMap {
+fn links(app: &App, job: &Job) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    // An id is a UUID, so these are always header values.
-    for (name, value) in [("x-job-id", job.id().to_owned()), ("location", format!("/jobs/{}", job.id()))] {
+    // An id is a UUID and a base path is plain, so these are always header values.
+    let location = job_url(&app.config.listen.base_path, job.id());
+    for (name, value) in [("x-job-id", job.id().to_owned()), ("location", location)] {
         if let Ok(value) = HeaderValue::try_from(value) {
             headers.insert(name, value);
         }

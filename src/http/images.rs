@@ -10,7 +10,7 @@ use axum::{
 };
 
 use super::{app::App, path::PathPart, problem::Problem};
-use crate::engine::{Outcome, ResultImage};
+use crate::engine::{Fetched, Outcome, ResultImage};
 
 pub(super) async fn get(
     State(app): State<Arc<App>>,
@@ -22,10 +22,13 @@ pub(super) async fn get(
         let stands = app.board.snapshot(&job).status.name();
         return Err(Problem::image_not_found(format!("job {id} is {stands} and has no images")));
     };
-    let image = index.parse().ok().and_then(|index: usize| images.get(index)).ok_or_else(|| {
+    let found = index.parse().ok().and_then(|index: usize| Some((index, images.get(index)?)));
+    let (index, image) = found.ok_or_else(|| {
         Problem::image_not_found(format!("job {id} has images 0 to {}, not {index:?}", images.len().saturating_sub(1)))
     })?;
-    Ok(image_response(image))
+    let mut response = image_response(image);
+    response.extensions_mut().insert(app.receipt(&job, Fetched::Image(index)));
+    Ok(response)
 }
 
 /// A picture as the body of an answer.

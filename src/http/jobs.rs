@@ -1,10 +1,10 @@
 //! `GET /jobs`, `GET /jobs/{id}`, `DELETE /jobs/{id}`.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{Query, State},
+    extract::State,
     http::{StatusCode, Uri},
     response::{IntoResponse, Response},
 };
@@ -12,11 +12,11 @@ use serde::Serialize;
 
 use super::{
     app::App,
-    path::PathPart,
+    path::{PathPart, query},
     problem::Problem,
     view::{JobView, Pictures},
 };
-use crate::engine::{CancelReason, Cancelling, JobSnapshot, JobStatus, Listing};
+use crate::engine::{CancelReason, Cancelling, Fetched, JobSnapshot, JobStatus, Listing};
 
 const DEFAULT_PAGE: usize = 20;
 const LARGEST_PAGE: usize = 100;
@@ -28,17 +28,23 @@ struct Page {
 }
 
 pub(super) async fn list(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Problem> {
-    let query = Query::<BTreeMap<String, String>>::try_from_uri(&uri);
-    let Query(query) = query.map_err(|error| Problem::invalid("query", error.body_text().to_lowercase()))?;
-    let (jobs, more) = app.board.list(&listing(query)?);
+    let (jobs, more) = app.board.list(&listing(query(&uri)?)?);
     let next = jobs.last().filter(|_| more).map(|job| job.job_id.clone());
-    let jobs = jobs.into_iter().map(|job| JobView::new(job, Pictures::Linked)).collect();
+    let linked = Pictures::linked(&app);
+    let jobs = jobs.into_iter().map(|job| JobView::new(job, &linked)).collect();
     Ok(Json(Page { jobs, next }).into_response())
 }
 
 pub(super) async fn get(State(app): State<Arc<App>>, PathPart(id): PathPart<String>) -> Result<Response, Problem> {
     let job = app.board.find(&id).map_err(|missing| Problem::missing_job(missing, &id))?;
-    Ok(job_response(StatusCode::OK, app.board.snapshot(&job), Pictures::Linked).await)
+    let snapshot = app.board.snapshot(&job);
+    // Whoever reads that there are pictures has yet to fetch them, and whoever reads that there are none yet comes back.
+    let receipt = snapshot.outcome.is_some().then(|| app.receipt(&job, Fetched::EndWithLinks));
+    let mut response = job_response(StatusCode::OK, snapshot, Pictures::linked(&app)).await;
+    if let Some(receipt) = receipt {
+        response.extensions_mut().insert(receipt);
+    }
+    Ok(response)
 }
 
 pub(super) async fn cancel(State(app): State<Arc<App>>, PathPart(id): PathPart<String>) -> Result<Response, Problem> {
@@ -48,22 +54,25 @@ pub(super) async fn cancel(State(app): State<Arc<App>>, PathPart(id): PathPart<S
         Cancelling::Stopping => StatusCode::ACCEPTED,
         Cancelling::EndedBefore => StatusCode::OK,
     };
-    Ok(job_response(status, job, Pictures::Linked).await)
+    let mut response = job_response(status, job, Pictures::linked(&app)).await;
+    if let Ok(job) = app.board.find(&id) {
+        // Nobody comes back for a job that was to be stopped.
+        response.extensions_mut().insert(app.receipt(&job, Fetched::End));
+    }
+    Ok(response)
 }
 
 /// A job as the body of an answer. Pictures are put into base64 off the asynchronous threads.
 pub(super) async fn job_response(status: StatusCode, job: JobSnapshot, pictures: Pictures) -> Response {
-    let rendered = match pictures {
-        Pictures::Linked => Ok((status, Json(JobView::new(job, pictures))).into_response()),
-        Pictures::Inline => {
-            let render = move || (status, Json(JobView::new(job, pictures))).into_response();
-            tokio::task::spawn_blocking(render).await
-        }
-    };
-    rendered.unwrap_or_else(|_| Problem::internal().into_response())
+    let inline = pictures.inline;
+    let render = move || (status, Json(JobView::new(job, &pictures))).into_response();
+    if !inline {
+        return render();
+    }
+    tokio::task::spawn_blocking(render).await.unwrap_or_else(|_| Problem::internal().into_response())
 }
 
-fn listing(query: BTreeMap<String, String>) -> Result<Listing, Problem> {
+fn listing(query: Vec<(String, String)>) -> Result<Listing, Problem> {
     let mut listing = Listing { limit: DEFAULT_PAGE, ..Listing::default() };
     for (name, value) in query {
         match name.as_str() {

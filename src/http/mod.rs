@@ -6,25 +6,32 @@
 //! read back through `jobs`, `images` and `events`.
 
 mod app;
+mod body;
+mod coding;
 mod events;
 mod generate;
+mod hosts;
 mod images;
 mod jobs;
 mod lifecycle;
+mod malformed;
 mod middleware;
 mod negotiate;
 mod path;
 mod probes;
 mod problem;
 mod submit;
+mod values;
 mod view;
 mod wire;
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     Router,
-    extract::Request,
+    extract::OriginalUri,
+    http::Method,
+    middleware::from_fn,
     routing::{get, post},
 };
 
@@ -32,10 +39,22 @@ pub use app::App;
 pub use lifecycle::Phase;
 pub use problem::Problem;
 
-/// Every endpoint, with everything that goes around it.
+/// Every endpoint, with everything that goes around it, for requests that come from no socket.
 pub fn router(app: Arc<App>) -> Router {
-    let listen = app.config.listen.clone();
-    let router = Router::new()
+    let config = app.config.listen.clone();
+    middleware::wrap(endpoints(app), &config, None)
+}
+
+/// What [`router`] gives, for a listener on the address `bound`: requests have to name a host that is this worker's.
+pub fn router_on(app: Arc<App>, bound: IpAddr) -> Router {
+    let config = app.config.listen.clone();
+    middleware::wrap(endpoints(app), &config, Some(bound))
+}
+
+/// The endpoints, at the root, and under the base path, too: some proxies take it off and some leave it.
+fn endpoints(app: Arc<App>) -> Router {
+    let base = app.config.listen.base_path.clone();
+    let endpoints = Router::new()
         .route("/generate", post(generate::generate))
         .route("/jobs", get(jobs::list))
         .route("/jobs/{id}", get(jobs::get).delete(jobs::cancel))
@@ -46,14 +65,18 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/model", get(probes::model))
         .fallback(nothing_here)
         .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn(middleware::only_probes))
         .with_state(app);
-    middleware::wrap(router, &listen)
+    match base.as_str() {
+        "" => endpoints,
+        base => endpoints.clone().nest(base, endpoints),
+    }
 }
 
-async fn nothing_here(request: Request) -> Problem {
-    Problem::not_found(request.uri().path())
+async fn nothing_here(OriginalUri(uri): OriginalUri) -> Problem {
+    Problem::not_found(uri.path())
 }
 
-async fn wrong_method(request: Request) -> Problem {
-    Problem::method_not_allowed(request.method().as_str(), request.uri().path())
+async fn wrong_method(method: Method, OriginalUri(uri): OriginalUri) -> Problem {
+    Problem::method_not_allowed(method.as_str(), uri.path())
 }

@@ -1,8 +1,10 @@
-//! The variable parts of a path.
+//! The variable parts of a path, and the parameters behind it.
+
+use std::collections::HashSet;
 
 use axum::{
-    extract::{FromRequestParts, Path},
-    http::request::Parts,
+    extract::{FromRequestParts, Path, Query},
+    http::{Uri, request::Parts},
 };
 use serde::de::DeserializeOwned;
 
@@ -23,5 +25,16 @@ where
             Ok(Path(part)) => Ok(Self(part)),
             Err(_) => Err(Problem::not_found(parts.uri.path())),
         }
+    }
+}
+
+/// The parameters of a query, each at most once.
+pub(super) fn query(uri: &Uri) -> Result<Vec<(String, String)>, Problem> {
+    let query = Query::<Vec<(String, String)>>::try_from_uri(uri);
+    let Query(query) = query.map_err(|error| Problem::invalid("query", error.body_text().to_lowercase()))?;
+    let mut seen = HashSet::new();
+    match query.iter().find(|(name, _)| !seen.insert(name.as_str())) {
+        Some((name, _)) => Err(Problem::invalid(name.as_str(), "is given more than once")),
+        None => Ok(query),
     }
 }

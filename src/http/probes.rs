@@ -27,7 +27,7 @@ struct Health<'a> {
 
 /// 200 while the process can do its work, or may be able to once it is loaded; 503 when it has to be started again.
 pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
-    let failed = app.is_dead() || matches!(app.phase(), Phase::Failed { .. });
+    let failed = app.has_failed();
     let model = app.loaded().map(|loaded| loaded.pipeline.model());
     let health = Health {
         status: if failed { "failed" } else { "ok" },
@@ -42,7 +42,10 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
 
 #[derive(Serialize)]
 struct Ready {
+    /// Whether this worker belongs to those that requests are sent to.
     ready: bool,
+    /// Whether a request for a drawing that comes now is taken, and not refused with 429 or 503.
+    accepting: bool,
     state: &'static str,
     reason: Option<String>,
     /// Only while the model is loaded.
@@ -58,24 +61,26 @@ struct Queue {
     capacity: usize,
 }
 
-/// 200 only when a request sent now would be drawn.
+/// 200 when work that comes now is taken. While the queue is full it stays so, unless the worker was told otherwise: one
+/// client's 429 is no reason to take the pictures of all the others out of reach.
 pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
     let phase = app.phase();
     let engine = app.loaded().map(|loaded| &loaded.engine);
     let capacity = app.config.work.queue_capacity;
     let depth = engine.map_or(0, crate::engine::GenerationEngine::queue_depth);
-    let reason = match app.accepting() {
-        Err(_) => Some(app.why_not_drawing()),
-        Ok(_) if depth >= capacity => Some(format!("the queue is full: {depth} of {capacity} requests wait")),
-        Ok(_) => None,
-    };
+    let (draws, full) = (app.accepting().is_ok(), depth >= capacity);
     let ready = Ready {
-        ready: reason.is_none(),
+        ready: draws && (app.config.work.ready_when_full || !full),
+        accepting: draws && !full,
         state: phase.name(),
+        reason: match (draws, full) {
+            (false, _) => Some(app.why_not_drawing()),
+            (true, true) => Some(format!("the queue is full: {depth} of {capacity} requests wait")),
+            (true, false) => None,
+        },
         loading_percent: if let Phase::Loading { percent } = phase { Some(percent) } else { None },
         queue: Queue { depth, capacity },
         running: engine.map_or(0, crate::engine::GenerationEngine::running),
-        reason,
     };
     let status = if ready.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(ready)).into_response()
@@ -119,7 +124,7 @@ struct ModelLimits {
 
 /// The loaded model and what it can be asked for.
 pub(super) async fn model(State(app): State<Arc<App>>) -> Result<Response, Problem> {
-    let loaded = app.loaded().ok_or_else(|| Problem::not_ready(&app.why_not_drawing()))?;
+    let loaded = app.loaded().ok_or_else(|| app.not_ready())?;
     let model = loaded.pipeline.model();
     Ok(Json(Model {
         name: &model.name,

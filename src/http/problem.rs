@@ -1,6 +1,6 @@
 //! Errors as clients see them: RFC 9457 `application/problem+json`. Every error of the domain becomes HTTP here.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use axum::{
     http::{HeaderValue, StatusCode, header},
@@ -8,6 +8,7 @@ use axum::{
 };
 use serde::Serialize;
 
+use super::values::excerpt;
 use crate::{
     Error,
     engine::{CancelReason, ErrorCode, Missing, Outcome},
@@ -15,6 +16,11 @@ use crate::{
 
 /// How long a client should wait before it asks a worker that is not ready again.
 const NOT_READY_RETRY: Duration = Duration::from_secs(5);
+
+/// The content codings that a request's body may have.
+const ACCEPT_ENCODING: &str = "gzip, deflate, br, zstd";
+/// How long a message or a field's name in an answer may be: some repeat what the client sent.
+const LONGEST_TEXT: usize = 1000;
 
 /// An error on its way to a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +30,8 @@ pub struct Problem {
     detail: String,
     field: Option<String>,
     retry_after: Option<Duration>,
+    /// Whether the answer says which content codings a request may have.
+    accept_encoding: bool,
 }
 
 #[derive(Serialize)]
@@ -40,7 +48,7 @@ struct Body<'a> {
 
 impl Problem {
     fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), field: None, retry_after: None }
+        Self { status, code, detail: detail.into(), field: None, retry_after: None, accept_encoding: false }
     }
 
     /// A body that is not the JSON it should be.
@@ -105,6 +113,45 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, "malformed_json", detail)
     }
 
+    /// A body that is not in the content coding that it claims.
+    pub(super) fn malformed_encoding(coding: &str, error: &std::io::Error) -> Self {
+        let detail = format!("the body is not valid {coding}, which its Content-Encoding names: {error}");
+        Self::new(StatusCode::BAD_REQUEST, "malformed_encoding", detail)
+    }
+
+    /// A body that is over the limit once its content codings are undone.
+    pub(super) fn decoded_body_too_large(limit: usize) -> Self {
+        let detail = format!("the body is larger, once decoded, than the {limit} bytes that this worker takes");
+        Self { detail, ..Self::body_too_large(limit) }
+    }
+
+    /// A body in a content coding that is not undone here; `detail` says which.
+    pub(super) fn unsupported_content_encoding(detail: impl std::fmt::Display) -> Self {
+        let detail = format!("{detail}; it may be {ACCEPT_ENCODING}, or nothing");
+        let code = "unsupported_content_encoding";
+        Self { accept_encoding: true, ..Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, code, detail) }
+    }
+
+    /// A request that does not name a host as it has to.
+    pub(super) fn broken_host(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_host", detail)
+    }
+
+    /// A request whose host is none.
+    pub(super) fn invalid_host(given: &str) -> Self {
+        Self::broken_host(format!("the request's host is {}; a name or an IP address is needed", excerpt(given)))
+    }
+
+    /// A request that names a host which is not this worker's.
+    pub(super) fn misdirected(host: &str) -> Self {
+        let detail = format!(
+            "{} is no name of this worker; ask for localhost or an IP address, or start it with --allowed-host {}",
+            excerpt(host),
+            host.chars().take(LONGEST_TEXT / 4).collect::<String>()
+        );
+        Self::new(StatusCode::MISDIRECTED_REQUEST, "misdirected_request", detail)
+    }
+
     /// A body that did not come.
     pub(super) fn body_too_slow(waited: Duration) -> Self {
         let detail = format!("the body did not come within {} s", waited.as_secs());
@@ -126,17 +173,27 @@ impl Problem {
         Self { retry_after, ..Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", detail) }
     }
 
-    /// A worker that cannot draw yet, or any more.
+    /// A worker that cannot draw yet.
     pub(super) fn not_ready(reason: &str) -> Self {
-        let detail = format!("the worker is not ready: {reason}");
-        let retry_after = Some(NOT_READY_RETRY);
-        Self { retry_after, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", detail) }
+        Self { retry_after: Some(NOT_READY_RETRY), ..Self::failed(reason) }
     }
 
-    /// A worker that is about to end.
+    /// A worker that cannot draw until it is started again. No wait is worth while.
+    pub(super) fn failed(reason: &str) -> Self {
+        let detail = format!("the worker is not ready: {reason}");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", detail)
+    }
+
+    /// A worker that is about to end. Behind the same address there are others, or will be the next.
     pub(super) fn draining() -> Self {
         let detail = "the worker is shutting down and takes no new work";
         Self { code: "draining", detail: detail.to_owned(), ..Self::not_ready("") }
+    }
+
+    /// A worker that has no place left for this connection.
+    pub(super) fn too_many_connections() -> Self {
+        let detail = "every connection that this worker takes is in use; only /health, /ready and /model are answered";
+        Self { code: "too_many_connections", detail: detail.to_owned(), ..Self::not_ready("") }
     }
 
     /// A fault of this program outside any job. What it was is in the log and not in the answer.
@@ -173,6 +230,10 @@ impl Problem {
             "job_expired" => "The job is gone",
             "image_not_found" => "No such image",
             "not_found" => "Nothing is here",
+            "invalid_host" => "The host is not as it should be",
+            "malformed_encoding" => "The body is not in the coding it claims",
+            "misdirected_request" => "The host is not this worker's",
+            "unsupported_content_encoding" => "The body is in a coding that is not known",
             "method_not_allowed" => "The method does not apply",
             "not_acceptable" => "No acceptable form of answer",
             "body_too_large" => "The body is too large",
@@ -183,6 +244,7 @@ impl Problem {
             "queue_full" => "The queue is full",
             "not_ready" => "Not ready",
             "draining" => "Shutting down",
+            "too_many_connections" => "Too many connections",
             "deadline_exceeded" => "The deadline passed",
             "cancelled" => "The job was cancelled",
             "generation_failed" => "The drawing failed",
@@ -208,17 +270,21 @@ impl From<&Error> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
+        let (detail, field) = (shortened(&self.detail), self.field.as_deref().map(shortened));
         let body = Body {
             kind: format!("urn:darkroom:problem:{}", self.code),
             title: self.title(),
             status: self.status.as_u16(),
-            detail: &self.detail,
+            detail: &detail,
             code: self.code,
-            field: self.field.as_deref(),
+            field: field.as_deref(),
         };
         let mut response = (self.status, axum::Json(body)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if self.accept_encoding {
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(ACCEPT_ENCODING));
+        }
         if let Some(wait) = self.retry_after {
             // Whole seconds, rounded up, so that a client that obeys does not come too early.
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
@@ -226,4 +292,14 @@ impl IntoResponse for Problem {
         }
         response
     }
+}
+
+/// The text, with its middle left out if it is too long.
+fn shortened(text: &str) -> Cow<'_, str> {
+    if text.len() <= LONGEST_TEXT {
+        return Cow::Borrowed(text);
+    }
+    let start = text.char_indices().map(|(at, _)| at).take_while(|at| *at <= LONGEST_TEXT / 2).last().unwrap_or(0);
+    let end = text.char_indices().rev().map(|(at, _)| at).take_while(|at| text.len() - at <= LONGEST_TEXT / 2).last();
+    Cow::Owned(format!("{} .. {}", &text[..start], &text[end.unwrap_or(text.len())..]))
 }

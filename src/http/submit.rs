@@ -59,10 +59,18 @@ pub(super) async fn submit(app: &Arc<App>, wish: Wish, on_disconnect: OnDisconne
     app.accepting()?;
     loaded.engine.submit(request, response_tx).await.map_err(|error| match error {
         Error::QueueFull { capacity } => Problem::queue_full(capacity, app.board.next_place_in()),
+        // An engine that has closed its queue has died, or is told to stop: the two are different news.
+        Error::NotAccepting { .. } => app.accepting().err().unwrap_or_else(Problem::draining),
         error => Problem::from(&error),
     })?;
     let job = app.board.add(ticket);
-    let follower = Follower { app: Arc::clone(app), job: Arc::clone(&job), config: wish.config, output: wish.output };
+    let follower = Follower {
+        app: Arc::clone(app),
+        job: Arc::clone(&job),
+        config: wish.config,
+        output: wish.output,
+        model: loaded.pipeline.model().name.clone(),
+    };
     let followed = tracing::Instrument::instrument(follower.follow(responses), span);
     app.followers.spawn(followed);
     drop(order);
@@ -84,6 +92,8 @@ struct Follower {
     job: Arc<Job>,
     config: SamplingConfig,
     output: OutputOptions,
+    /// The model's name, which the picture's file tells.
+    model: String,
 }
 
 impl Follower {
@@ -127,7 +137,7 @@ impl Follower {
 
     async fn preview(&self, step: usize, image: DynamicImage) {
         let encoded = tokio::task::spawn_blocking(move || {
-            let base64 = STANDARD.encode(output::encode(&image, &PREVIEW_OPTIONS, "")?);
+            let base64 = STANDARD.encode(output::encode(&image, &PREVIEW_OPTIONS, &[])?);
             let (width, height, format) = (image.width(), image.height(), PREVIEW_OPTIONS.format.name());
             Ok::<_, Error>(PreviewImage { step, width, height, format, base64 })
         });
@@ -139,8 +149,8 @@ impl Follower {
     }
 
     async fn finish(&self, images: Vec<DynamicImage>, timings: JobTimings, warnings: Vec<String>) -> Outcome {
-        let (config, output) = (self.config.clone(), self.output);
-        match tokio::task::spawn_blocking(move || encode_all(&images, &config, &output)).await {
+        let (config, output, model) = (self.config.clone(), self.output, self.model.clone());
+        match tokio::task::spawn_blocking(move || encode_all(&images, &config, &output, &model)).await {
             Ok(Ok(images)) => Outcome::Succeeded { images, timings, warnings },
             Ok(Err(error)) => failed(&error.to_string()),
             Err(error) => failed(&error.to_string()),
@@ -152,16 +162,17 @@ fn encode_all(
     images: &[DynamicImage],
     config: &SamplingConfig,
     output: &OutputOptions,
+    model: &str,
 ) -> crate::Result<Vec<Arc<ResultImage>>> {
     let encode = |(index, image): (usize, &DynamicImage)| {
-        let parameters = DrawingParameters::of_image(config, index).to_json();
+        let texts = DrawingParameters::of_image(config, index).texts(model);
         Ok(Arc::new(ResultImage {
             seed: config.seed + index as u64,
             width: image.width(),
             height: image.height(),
             format: output.format.name(),
             media_type: output.format.media_type(),
-            bytes: output::encode(image, output, &parameters)?,
+            bytes: output::encode(image, output, &texts)?,
         }))
     };
     images.iter().enumerate().map(encode).collect()

@@ -6,18 +6,63 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-use super::wire::{OnDisconnect, Wish};
+use super::{
+    app::App,
+    wire::{OnDisconnect, Wish},
+};
 use crate::{
     drawing::DrawingParameters,
-    engine::{JobSnapshot, JobTimings, Outcome, ResultImage},
+    engine::{Fetched, Job, JobSnapshot, JobTimings, Outcome, ResultImage},
+    naming::BasePath,
     output::{OutputFormat, OutputOptions},
 };
 
-/// Whether a job's pictures are in the answer, or only where to find them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pictures {
-    Inline,
-    Linked,
+/// How a job's pictures are shown in an answer: all with where they are to be found, some with their bytes, too.
+#[derive(Debug, Clone)]
+pub(super) struct Pictures {
+    base_path: BasePath,
+    pub(super) inline: bool,
+}
+
+impl Pictures {
+    /// Only where they are.
+    pub(super) fn linked(app: &App) -> Self {
+        Self::new(app, false)
+    }
+
+    /// As the job's own request wants them.
+    pub(super) fn as_requested(app: &App, job: &Job) -> Self {
+        Self::new(app, job.request().pointer(INLINE_AS_USED) != Some(&Value::Bool(false)))
+    }
+
+    /// With their bytes if `inline` says so.
+    pub(super) fn new(app: &App, inline: bool) -> Self {
+        Self { base_path: app.config.listen.base_path.clone(), inline }
+    }
+
+    /// What a client has of a job that was shown to it with these.
+    pub(super) fn fetched(&self) -> Fetched {
+        if self.inline { Fetched::End } else { Fetched::EndWithLinks }
+    }
+
+    /// The pictures of a job.
+    pub(super) fn views(&self, job_id: &str, images: &[Arc<ResultImage>]) -> Vec<ImageView> {
+        let view = |(index, image): (usize, &Arc<ResultImage>)| ImageView {
+            index,
+            seed: image.seed,
+            width: image.width,
+            height: image.height,
+            format: image.format,
+            url: format!("{}/images/{index}", job_url(&self.base_path, job_id)),
+            base64: self.inline.then(|| STANDARD.encode(&image.bytes)),
+        };
+        images.iter().enumerate().map(view).collect()
+    }
+}
+
+/// Where clients find a job: a path from the root of the host by which they see this worker.
+pub(super) fn job_url(base_path: &BasePath, job_id: &str) -> String {
+    format!("{base_path}/jobs/{job_id}")
 }
 
 /// A job.
@@ -81,13 +126,13 @@ struct JobErrorView {
 }
 
 impl JobView {
-    /// With [`Pictures::Inline`] this takes a while for large pictures: call it off the asynchronous threads.
-    pub(super) fn new(job: JobSnapshot, pictures: Pictures) -> Self {
+    /// With the bytes of large pictures this takes a while: call it off the asynchronous threads.
+    pub(super) fn new(job: JobSnapshot, pictures: &Pictures) -> Self {
         let (mut images, mut timings, mut warnings, mut error) = (Vec::new(), None, Vec::new(), None);
         match job.outcome.as_deref() {
             None => {}
             Some(Outcome::Succeeded { images: drawn, timings: taken, warnings: said }) => {
-                images = image_views(&job.job_id, drawn, pictures);
+                images = pictures.views(&job.job_id, drawn);
                 timings = Some(TimingsView::from(taken));
                 warnings.clone_from(said);
             }
@@ -131,20 +176,6 @@ impl From<&JobTimings> for TimingsView {
     }
 }
 
-/// The pictures of a job.
-pub(super) fn image_views(job_id: &str, images: &[Arc<ResultImage>], pictures: Pictures) -> Vec<ImageView> {
-    let view = |(index, image): (usize, &Arc<ResultImage>)| ImageView {
-        index,
-        seed: image.seed,
-        width: image.width,
-        height: image.height,
-        format: image.format,
-        url: format!("/jobs/{job_id}/images/{index}"),
-        base64: (pictures == Pictures::Inline).then(|| STANDARD.encode(&image.bytes)),
-    };
-    images.iter().enumerate().map(view).collect()
-}
-
 #[derive(Serialize)]
 struct RequestView<'a> {
     #[serde(flatten)]
@@ -164,7 +195,11 @@ struct OutputView {
     quality: Option<u8>,
     /// Whether the file holds the request.
     metadata: bool,
+    inline: bool,
 }
+
+/// Where [`request_as_used`] says whether the client wants the pictures' bytes.
+const INLINE_AS_USED: &str = "/output/inline";
 
 /// The request as used, every default filled in.
 pub(super) fn request_as_used(wish: &Wish, on_disconnect: OnDisconnect) -> Value {
@@ -176,6 +211,7 @@ pub(super) fn request_as_used(wish: &Wish, on_disconnect: OnDisconnect) -> Value
             format: format.name(),
             quality: (format == OutputFormat::Jpeg).then_some(quality),
             metadata: metadata && format == OutputFormat::Png,
+            inline: wish.inline,
         },
         deadline_ms: wish.deadline.map(millis),
         on_disconnect,

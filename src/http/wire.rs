@@ -1,12 +1,17 @@
 //! The body of `POST /generate`, parsed once: what comes out of here is valid.
 //!
-//! The shape of the JSON (names, types) is 400 `malformed_json`; its values are 422.
+//! The shape of the JSON (names, types) is 400 `malformed_json`; its values are 422. A field that is `null` is absent.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Serialize};
 
-use super::problem::Problem;
+use super::{
+    body,
+    malformed::malformed,
+    problem::Problem,
+    values::{Flag, Number, Object, Text, Whole, excerpt},
+};
 use crate::{
     drawing::{MAX_SEED, random_seed},
     image_utils::base64_to_image,
@@ -17,39 +22,40 @@ use crate::{
 
 const MAX_TAG_BYTES: usize = 256;
 /// One day.
-const MAX_DEADLINE_MS: i128 = 86_400_000;
+const MAX_DEADLINE_MS: u64 = 86_400_000;
 
 /// The body as it is written.
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "an object with the fields of a request")]
+#[serde(deny_unknown_fields)]
 pub(super) struct GenerateBody {
-    prompt: Option<String>,
-    negative_prompt: Option<String>,
+    prompt: Option<Text>,
+    negative_prompt: Option<Text>,
     width: Option<Whole>,
     height: Option<Whole>,
     steps: Option<Whole>,
-    guidance_scale: Option<f64>,
+    guidance_scale: Option<Number>,
     seed: Option<Whole>,
     n: Option<Whole>,
-    sampler: Option<String>,
-    scheduler: Option<String>,
+    sampler: Option<Text>,
+    scheduler: Option<Text>,
     clip_skip: Option<Whole>,
-    image: Option<String>,
-    mask: Option<String>,
-    strength: Option<f64>,
+    image: Option<Text>,
+    mask: Option<Text>,
+    strength: Option<Number>,
     preview_every: Option<Whole>,
-    output: Option<OutputBody>,
+    output: Option<Object<OutputBody>>,
     deadline_ms: Option<Whole>,
-    on_disconnect: Option<String>,
-    tag: Option<String>,
+    on_disconnect: Option<Text>,
+    tag: Option<Text>,
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "an object with the fields of `output`")]
+#[serde(deny_unknown_fields)]
 struct OutputBody {
-    format: Option<String>,
+    format: Option<Text>,
     quality: Option<Whole>,
-    metadata: Option<bool>,
+    metadata: Option<Flag>,
+    inline: Option<Flag>,
 }
 
 /// Everything that a client can ask for, valid.
@@ -57,6 +63,8 @@ struct OutputBody {
 pub(super) struct Wish {
     pub(super) config: SamplingConfig,
     pub(super) output: OutputOptions,
+    /// Whether a finished job comes with its pictures, and not only with where they are.
+    pub(super) inline: bool,
     pub(super) deadline: Option<Duration>,
     /// `None` when the client leaves it to the form of the answer.
     pub(super) on_disconnect: Option<OnDisconnect>,
@@ -85,54 +93,58 @@ pub(super) struct InputImages {
 impl GenerateBody {
     /// Reads a body.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, Problem> {
-        let json = &mut serde_json::Deserializer::from_slice(bytes);
-        let body = serde_path_to_error::deserialize(&mut *json).map_err(|error| {
+        let text = body::text(bytes)?;
+        if text.trim_ascii().is_empty() {
+            return Err(Problem::malformed_json(
+                "the body is empty; an object with the fields of a request is wanted",
+                None,
+            ));
+        }
+        let json = &mut serde_json::Deserializer::from_str(text);
+        let Object(body) = serde_path_to_error::deserialize(&mut *json).map_err(|error| {
             let path = error.path().to_string();
-            let message = error.into_inner().to_string();
-            Problem::malformed_json(message.clone(), field_at_fault(&path, &message))
+            malformed(text, &path, &error.into_inner())
         })?;
-        json.end().map_err(|error| Problem::malformed_json(error.to_string(), None))?;
+        json.end().map_err(|error| malformed(text, "", &error))?;
         Ok(body)
     }
 
     /// The picture format that is asked for, if one is.
     pub(super) fn format(&self) -> Result<Option<OutputFormat>, Problem> {
-        let name = self.output.as_ref().and_then(|output| output.format.as_deref());
-        name.map(str::parse).transpose().map_err(|error| Problem::from(&error))
+        let name = self.output.as_ref().and_then(|Object(output)| output.format.as_ref());
+        name.map(|Text(name)| name.parse()).transpose().map_err(|error| Problem::from(&error))
     }
 
     /// Takes out the images, which are checked apart, since to decode them takes a while.
     pub(super) fn take_images(&mut self) -> InputImages {
-        InputImages { image: self.image.take(), mask: self.mask.take(), strength: self.strength.take() }
+        InputImages {
+            image: self.image.take().map(|Text(image)| image),
+            mask: self.mask.take().map(|Text(mask)| mask),
+            strength: self.strength.take().map(|Number(strength)| strength),
+        }
     }
 
     /// Fills in what the model decides, and checks every value.
     pub(super) fn into_wish(self, format: OutputFormat, model: &ModelInfo, limits: &Limits) -> Result<Wish, Problem> {
         let invalid = |error: crate::Error| Problem::from(&error);
-        let prompt = self.prompt.ok_or_else(|| Problem::invalid("prompt", "is missing; it says what to draw"))?;
+        let Text(prompt) = self.prompt.ok_or_else(|| Problem::invalid("prompt", "is missing; it says what to draw"))?;
         let n = whole("n", self.n, 1)?;
-        let seed = match self.seed {
-            Some(Whole(seed)) => {
-                let message = || format!("is {seed}; 0 to {MAX_SEED} is allowed");
-                u64::try_from(seed).map_err(|_| Problem::invalid("seed", message()))?
-            }
-            None => random_seed(n),
-        };
+        let seed = self.seed.map_or_else(|| Ok(random_seed(n)), seed)?;
         let config = SamplingConfig {
             prompt,
-            negative_prompt: self.negative_prompt.unwrap_or_default(),
+            negative_prompt: self.negative_prompt.map(|Text(prompt)| prompt),
             width: Some(whole("width", self.width, model.width)?),
             height: Some(whole("height", self.height, model.height)?),
             steps: whole("steps", self.steps, model.default_steps)?,
-            guidance_scale: self.guidance_scale.unwrap_or(model.default_guidance_scale),
+            guidance_scale: self.guidance_scale.map_or(model.default_guidance_scale, |Number(scale)| scale),
             seed,
             n,
             sampler: match self.sampler {
-                Some(name) => Some(name.parse().map_err(invalid)?),
+                Some(Text(name)) => Some(name.parse().map_err(invalid)?),
                 None => Some(model.default_sampler),
             },
             scheduler: match self.scheduler {
-                Some(name) => Some(name.parse().map_err(invalid)?),
+                Some(Text(name)) => Some(name.parse().map_err(invalid)?),
                 None => Some(model.default_scheduler),
             },
             clip_skip: whole("clip_skip", self.clip_skip, 0)?,
@@ -140,18 +152,18 @@ impl GenerateBody {
             ..SamplingConfig::default()
         };
         config.validate(limits).map_err(invalid)?;
-        let output = self.output.unwrap_or_default();
+        let Object(output) = self.output.unwrap_or_default();
         Ok(Wish {
             config,
             output: OutputOptions {
                 format,
-                quality: OutputOptions::parse_quality(format, output.quality.map(|Whole(quality)| quality))
-                    .map_err(invalid)?,
-                metadata: output.metadata.unwrap_or(true),
+                quality: quality(format, output.quality)?,
+                metadata: output.metadata.is_none_or(|Flag(metadata)| metadata),
             },
+            inline: output.inline.is_none_or(|Flag(inline)| inline),
             deadline: self.deadline_ms.map(deadline).transpose()?,
-            on_disconnect: self.on_disconnect.as_deref().map(OnDisconnect::parse).transpose()?,
-            tag: self.tag.map(tag).transpose()?,
+            on_disconnect: self.on_disconnect.map(|Text(text)| OnDisconnect::parse(&text)).transpose()?,
+            tag: self.tag.map(|Text(text)| tag(text)).transpose()?,
         })
     }
 }
@@ -192,42 +204,17 @@ impl OnDisconnect {
         match text {
             "cancel" => Ok(Self::Cancel),
             "continue" => Ok(Self::Continue),
-            other => {
-                Err(Problem::invalid("on_disconnect", format!("is {other:?}; one of cancel, continue is allowed")))
-            }
+            other => Err(Problem::invalid(
+                "on_disconnect",
+                format!("is {}; one of cancel, continue is allowed", excerpt(other)),
+            )),
         }
-    }
-}
-
-/// An integer of any size, so that one out of range is refused as that, by name, and not as another type.
-#[derive(Debug, Clone, Copy)]
-struct Whole(i128);
-
-impl<'de> Deserialize<'de> for Whole {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = Whole;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a whole number")
-            }
-
-            fn visit_i64<E>(self, value: i64) -> Result<Whole, E> {
-                Ok(Whole(value.into()))
-            }
-
-            fn visit_u64<E>(self, value: u64) -> Result<Whole, E> {
-                Ok(Whole(value.into()))
-            }
-        }
-        deserializer.deserialize_i64(Visitor)
     }
 }
 
 fn whole(field: &'static str, given: Option<Whole>, default: usize) -> Result<usize, Problem> {
-    let Some(Whole(given)) = given else { return Ok(default) };
-    usize::try_from(given).map_err(|_| {
+    let Some(given) = given else { return Ok(default) };
+    given.get().ok_or_else(|| {
         let allowed = match field {
             "width" | "height" => "a multiple of 8 from 64 to 2048 is allowed",
             "n" | "steps" => "1 and more is allowed",
@@ -237,9 +224,22 @@ fn whole(field: &'static str, given: Option<Whole>, default: usize) -> Result<us
     })
 }
 
-fn deadline(Whole(given): Whole) -> Result<Duration, Problem> {
-    let range = 1..=MAX_DEADLINE_MS;
-    let ms = u64::try_from(given).ok().filter(|_| range.contains(&given));
+fn seed(given: Whole) -> Result<u64, Problem> {
+    given.get().ok_or_else(|| {
+        // Elsewhere -1 asks for a random seed.
+        let hint = if given.is_negative() { "; leave seed out for a random one, which the answer tells" } else { "" };
+        Problem::invalid("seed", format!("is {given}; 0 to {MAX_SEED} is allowed{hint}"))
+    })
+}
+
+fn quality(format: OutputFormat, given: Option<Whole>) -> Result<u8, Problem> {
+    let allowed = |given: Whole| Problem::invalid("output.quality", format!("is {given}; 1 to 100 is allowed"));
+    let quality = given.map(|given| given.get::<i128>().ok_or_else(|| allowed(given))).transpose()?;
+    OutputOptions::parse_quality(format, quality).map_err(|error| Problem::from(&error))
+}
+
+fn deadline(given: Whole) -> Result<Duration, Problem> {
+    let ms = given.get().filter(|ms| (1..=MAX_DEADLINE_MS).contains(ms));
     ms.map(Duration::from_millis)
         .ok_or_else(|| Problem::invalid("deadline_ms", format!("is {given}; 1 to {MAX_DEADLINE_MS} is allowed")))
 }
@@ -250,19 +250,4 @@ fn tag(given: String) -> Result<String, Problem> {
         return Err(Problem::invalid("tag", message));
     }
     Ok(given)
-}
-
-/// The field that serde stumbled over, with the path to it. One that is unknown or
-/// given twice is in the message only.
-fn field_at_fault(path: &str, message: &str) -> Option<String> {
-    let parent = Some(path).filter(|path| !["", ".", "?"].contains(path));
-    let named = message.strip_prefix("unknown field `").or_else(|| message.strip_prefix("duplicate field `"));
-    let unknown = named.and_then(|rest| rest.split_once('`')).map(|(name, _)| name);
-    match (parent, unknown) {
-        (Some(parent), Some(name)) if parent != name && !parent.ends_with(&format!(".{name}")) => {
-            Some(format!("{parent}.{name}"))
-        }
-        (Some(parent), _) => Some(parent.to_owned()),
-        (None, name) => name.map(str::to_owned),
-    }
 }

@@ -7,8 +7,15 @@ use std::{
 
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::bundled;
-use crate::{Error, Result, nn::WeightFile};
+use super::{
+    bundled,
+    layout::{self, WeightChoice},
+};
+use crate::{
+    Error, Result,
+    json::{self, keys::KeyTable},
+    nn::{WeightFile, mistaken_for},
+};
 
 /// A checkpoint's files, by their paths below its root.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,9 +25,6 @@ pub enum Checkpoint {
     /// The model inside this program.
     Bundled,
 }
-
-/// The variants of weights that are taken where a component has no plain ones, the first found.
-const VARIANTS: [&str; 3] = ["fp16", "bf16", "non_ema"];
 
 impl Checkpoint {
     /// A file's path, for messages.
@@ -48,23 +52,40 @@ impl Checkpoint {
     /// [`Error::MissingFile`] or [`Error::BrokenFile`].
     pub fn read(&self, file: &str, wanted: &str) -> Result<Vec<u8>> {
         let missing = || Error::MissingFile { path: self.path(file), wanted: wanted.to_owned() };
-        match self {
-            Self::Bundled => bundled::file(file).map(<[u8]>::to_vec).ok_or_else(missing),
+        let bytes = match self {
+            Self::Bundled => bundled::file(file).map(<[u8]>::to_vec).ok_or_else(missing)?,
             Self::Directory(root) => std::fs::read(root.join(file)).map_err(|error| match error.kind() {
                 std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => missing(),
                 _ => self.broken(file, error.to_string()),
-            }),
-        }
+            })?,
+        };
+        mistaken_for(&bytes).map_or(Ok(bytes), |message| Err(self.broken(file, message)))
     }
 
-    /// A JSON file; `wanted` says what it is for.
+    /// A JSON file as Python writes it, whose keys that are `null` are absent; `wanted` says what it is for.
     ///
     /// # Errors
     ///
-    /// [`Error::MissingFile`], or [`Error::BrokenFile`] saying where it is not as it should be.
+    /// [`Error::MissingFile`], or [`Error::BrokenFile`] naming the key, its value and its place.
     pub fn json<T: DeserializeOwned>(&self, file: &str, wanted: &str) -> Result<T> {
         let bytes = self.read(file, wanted)?;
-        serde_json::from_slice(&bytes).map_err(|error| self.broken(file, error.to_string()))
+        json::from_slice(&bytes).map_err(|message| self.broken(file, message))
+    }
+
+    /// A configuration whose keys are those of a table: those with values that are not supported are refused, and those
+    /// that are not in it are passed over with a warning.
+    ///
+    /// # Errors
+    ///
+    /// As [`json`](Self::json), and [`Error::UnsupportedCheckpoint`] naming the key, its value and what is supported.
+    pub(super) fn config<T: DeserializeOwned>(&self, file: &str, wanted: &str, table: &KeyTable) -> Result<T> {
+        let bytes = self.read(file, wanted)?;
+        let document = json::Document::parse(&bytes).map_err(|message| self.broken(file, message))?;
+        let unknown = table.check(&document.root).map_err(|message| self.unsupported(file, message))?;
+        for key in unknown {
+            tracing::warn!(file = %self.path(file).display(), key, "this key is unknown and has no effect");
+        }
+        document.read(&table.null_counts()).map_err(|message| self.broken(file, message))
     }
 
     /// The weight files of a component: plain or sharded, else those of a variant.
@@ -74,29 +95,12 @@ impl Checkpoint {
     /// [`Error::MissingFile`] naming what was looked for, [`Error::BrokenFile`] for an index that names a shard that is
     /// not there.
     pub fn weights(&self, component: &str) -> Result<Vec<WeightFile>> {
-        let base = if component.starts_with("text_encoder") { "model" } else { "diffusion_pytorch_model" };
-        let base = format!("{component}/{base}");
-        let whole = |variant: &str| format!("{base}{variant}.safetensors");
-        if self.has(&whole("")) {
-            return Ok(vec![self.weight_file(&whole(""))]);
+        match layout::choose_weights(component, &|file| self.has(file)) {
+            Some(WeightChoice::Whole(file)) => return Ok(vec![self.weight_file(&file)]),
+            Some(WeightChoice::Sharded(index)) => return self.shards(component, &index),
+            None => {}
         }
-        let plain = format!("{base}.safetensors.index.json");
-        if self.has(&plain) {
-            return self.shards(component, &plain);
-        }
-        for variant in VARIANTS {
-            let file = whole(&format!(".{variant}"));
-            if self.has(&file) {
-                return Ok(vec![self.weight_file(&file)]);
-            }
-            for index in
-                [format!("{base}.safetensors.index.{variant}.json"), format!("{base}.{variant}.safetensors.index.json")]
-            {
-                if self.has(&index) {
-                    return self.shards(component, &index);
-                }
-            }
-        }
+        let base = layout::weights_stem(component);
         let pickled = if self.has(&format!("{base}.bin"))
             || component.starts_with("text_encoder") && self.has(&format!("{component}/pytorch_model.bin"))
         {
@@ -107,31 +111,47 @@ impl Checkpoint {
         let wanted = format!(
             "the weights of {component}; a .safetensors.index.json or a .fp16.safetensors would do, too{pickled}"
         );
-        Err(Error::MissingFile { path: self.path(&whole("")), wanted })
+        Err(Error::MissingFile { path: self.path(&format!("{base}.safetensors")), wanted })
     }
 
     fn shards(&self, component: &str, index: &str) -> Result<Vec<WeightFile>> {
+        let wanted = format!("a shard that {} names", self.path(index).display());
+        let shard = |file: &String| self.need(file, &wanted).map(|()| self.weight_file(file));
+        self.shard_files(component, index)?.iter().map(shard).collect()
+    }
+
+    /// The files that an index of sharded weights names, by their paths.
+    ///
+    /// # Errors
+    ///
+    /// An index that is missing or broken, or names a file elsewhere.
+    pub(super) fn shard_files(&self, component: &str, index: &str) -> Result<Vec<String>> {
         #[derive(Deserialize)]
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
         let read: Index = self.json(index, "the index of sharded weights")?;
         let names: BTreeSet<String> = read.weight_map.into_values().collect();
-        names
-            .into_iter()
-            .map(|name| {
-                // A name from a file may not lead out of its folder.
-                if name.contains(['/', '\\']) {
-                    return Err(self.broken(index, format!("names the shard {name:?}, which is not in its folder")));
-                }
-                let file = format!("{component}/{name}");
-                if self.has(&file) {
-                    return Ok(self.weight_file(&file));
-                }
-                let wanted = format!("a shard that {} names", self.path(index).display());
-                Err(Error::MissingFile { path: self.path(&file), wanted })
-            })
-            .collect()
+        let file = |name: String| {
+            // A name from a file may not lead out of its folder.
+            if name.contains(['/', '\\']) {
+                return Err(self.broken(index, format!("names the shard {name:?}, which is not in its folder")));
+            }
+            Ok(format!("{component}/{name}"))
+        };
+        names.into_iter().map(file).collect()
+    }
+
+    /// Checks that a file is there; `wanted` says what it is for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MissingFile`].
+    pub(super) fn need(&self, file: &str, wanted: &str) -> Result<()> {
+        if self.has(file) {
+            return Ok(());
+        }
+        Err(Error::MissingFile { path: self.path(file), wanted: wanted.to_owned() })
     }
 
     fn weight_file(&self, file: &str) -> WeightFile {
@@ -199,5 +219,43 @@ mod tests {
         std::fs::write(index, r#"{"weight_map": {"a": "../../secret.safetensors"}}"#).unwrap();
         let checkpoint = Checkpoint::Directory(folder.path().to_owned());
         assert!(checkpoint.weights("vae").unwrap_err().to_string().contains("not in its folder"));
+    }
+
+    /// What a log was told.
+    #[derive(Clone, Default)]
+    struct Log(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn unknown_keys_are_passed_over_with_a_warning_that_names_file_and_key() {
+        #[derive(Deserialize)]
+        struct Config {
+            size: usize,
+        }
+        const KEYS: &[json::keys::Key] = &[json::keys::Key::honoured("size")];
+        let table = KeyTable { classes: &[], keys: KEYS };
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), r#"{"size": 3, "colour": 1, "_private": 2}"#).unwrap();
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+        let checkpoint = Checkpoint::Directory(folder.path().to_owned());
+        let config: Config = tracing::subscriber::with_default(subscriber, || {
+            checkpoint.config("config.json", "a test", &table).unwrap()
+        });
+        assert_eq!(config.size, 3);
+        let said = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(said.contains("WARN") && said.contains("config.json") && said.contains("colour"), "{said}");
     }
 }

@@ -5,11 +5,13 @@ use serde::Deserialize;
 
 use crate::{
     Error, Result,
+    json::keys::{Key, KeyTable},
     nn::{Activation, After, LayerNorm, Linear, Weights, attention, on_drawing_threads},
 };
 
-/// The sizes of a text encoder: its `config.json`.
+/// The sizes of a text encoder: its `config.json`, with transformers' defaults for what a file leaves out.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default)]
 pub struct ClipConfig {
     /// Entries of the vocabulary.
     pub vocab_size: usize,
@@ -24,34 +26,81 @@ pub struct ClipConfig {
     /// Tokens that the encoder sees.
     pub max_position_embeddings: usize,
     /// The perceptron's non-linearity.
-    #[serde(default = "quick_gelu")]
     pub hidden_act: Activation,
     /// Added to the norms' variance.
-    #[serde(default = "epsilon")]
     pub layer_norm_eps: f32,
     /// Channels of the pooled state, where there is one.
-    #[serde(default)]
     pub projection_dim: usize,
     /// The token that a prompt ends with.
-    #[serde(default = "legacy_end")]
     pub eos_token_id: u32,
 }
 
-/// transformers' defaults for what a configuration leaves out.
-fn quick_gelu() -> Activation {
-    Activation::QuickGelu
-}
-
-fn epsilon() -> f32 {
-    1e-5
+impl Default for ClipConfig {
+    fn default() -> Self {
+        Self {
+            vocab_size: 49408,
+            hidden_size: 512,
+            intermediate_size: 2048,
+            num_hidden_layers: 12,
+            num_attention_heads: 8,
+            max_position_embeddings: 77,
+            hidden_act: Activation::QuickGelu,
+            layer_norm_eps: 1e-5,
+            projection_dim: 512,
+            eos_token_id: 49407,
+        }
+    }
 }
 
 /// The value that early configurations have in place of the real end token's id.
 const LEGACY_END: u32 = 2;
 
-fn legacy_end() -> u32 {
-    LEGACY_END
-}
+const TRAINING: &str = "it acts in training alone";
+const RETURNED: &str = "it says how a result is handed over, not what it is";
+const HEADS: &str = "it is for networks with a head that a text encoder lacks";
+const NOT_TAKEN: &str = "files of other versions have it; the class does not take it";
+
+/// The keys of `CLIPTextConfig`, and those of older versions of it. With `null` for any of them transformers fails or does
+/// what it does without the key.
+pub(super) const KEYS: KeyTable = KeyTable {
+    classes: &[],
+    keys: &[
+        Key::honoured("vocab_size"),
+        Key::honoured("hidden_size"),
+        Key::honoured("intermediate_size"),
+        Key::honoured("projection_dim"),
+        Key::honoured("num_hidden_layers"),
+        Key::honoured("num_attention_heads"),
+        Key::honoured("max_position_embeddings"),
+        Key::honoured("hidden_act"),
+        Key::honoured("layer_norm_eps"),
+        Key::idle("attention_dropout", TRAINING),
+        Key::idle("initializer_range", TRAINING),
+        Key::idle("initializer_factor", TRAINING),
+        Key::idle("pad_token_id", "the tokenizer pads, and says with what"),
+        Key::idle("bos_token_id", "the tokenizer says how a prompt begins"),
+        Key::honoured("eos_token_id"),
+        Key::idle("transformers_version", "it says who wrote the file"),
+        Key::idle(
+            "architectures",
+            "model_index.json says the class; a projection that is missing is found when weights are read",
+        ),
+        Key::idle("output_hidden_states", RETURNED),
+        Key::idle("return_dict", RETURNED),
+        Key::idle("dtype", "--dtype says in which type the network computes"),
+        Key::idle("chunk_size_feed_forward", "transformers' text encoder of CLIP does not look at it"),
+        Key::only("is_encoder_decoder", &["false"], "a text encoder is no decoder"),
+        Key::idle("id2label", HEADS),
+        Key::idle("label2id", HEADS),
+        Key::idle("problem_type", HEADS),
+        Key::only("model_type", &["\"clip_text_model\"", "\"clip\""], "a class attribute; another is another network"),
+        Key::only("use_attention_mask", &["false"], "diffusers reads it; the padding's attention is not masked here"),
+        Key::idle("torch_dtype", "the older name of dtype"),
+        Key::idle("dropout", NOT_TAKEN),
+        Key::idle("gradient_checkpointing", NOT_TAKEN),
+        Key::idle("use_cache", NOT_TAKEN),
+    ],
+};
 
 impl ClipConfig {
     /// Checks that the sizes fit each other.
@@ -63,6 +112,9 @@ impl ClipConfig {
         let (hidden, heads) = (self.hidden_size, self.num_attention_heads);
         if heads == 0 || hidden == 0 || hidden % heads != 0 {
             return Err(format!("num_attention_heads is {heads}; a divisor of hidden_size {hidden} is needed"));
+        }
+        if !self.layer_norm_eps.is_finite() || self.layer_norm_eps < 0.0 {
+            return Err(format!("layer_norm_eps is {}; a finite number, 0 or more, is needed", self.layer_norm_eps));
         }
         if self.max_position_embeddings < 2 || self.num_hidden_layers == 0 {
             return Err("max_position_embeddings below 2 or num_hidden_layers of 0 make no encoder".to_owned());
@@ -240,5 +292,44 @@ impl Layer {
         let activated = After { activation: Some(self.activation), ..After::default() };
         let y = self.inner.forward_then(&self.norm2.forward(&x)?, activated)?;
         self.outer.forward_then(&y, After::added_to(&x))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json::{Document, keys::tests::assert_complete};
+
+    #[test]
+    fn every_key_of_transformers_is_in_the_table() {
+        assert_complete(&KEYS, "CLIPTextConfig");
+    }
+
+    fn read(json: &str) -> Result<ClipConfig, String> {
+        let document = Document::parse(json.as_bytes())?;
+        KEYS.check(&document.root)?;
+        let config: ClipConfig = document.read(&KEYS.null_counts())?;
+        config.check().map(|()| config)
+    }
+
+    #[test]
+    fn null_is_the_default_of_every_key() {
+        let nulls: Vec<String> = KEYS.keys.iter().map(|key| format!("\"{}\": null", key.name)).collect();
+        assert_eq!(read(&format!("{{{}}}", nulls.join(", "))).unwrap(), ClipConfig::default());
+    }
+
+    #[test]
+    fn what_cannot_be_built_is_named() {
+        let cases = [
+            (r#"{"model_type": "t5"}"#, "model_type is \"t5\"; supported are \"clip_text_model\", \"clip\""),
+            (r#"{"use_attention_mask": true}"#, "use_attention_mask is true; only false is supported"),
+            (r#"{"eos_token_id": [1, 2]}"#, "eos_token_id is a list; a whole number, 0 or more, is wanted"),
+            (r#"{"num_attention_heads": 7}"#, "num_attention_heads is 7; a divisor of hidden_size 512 is needed"),
+            (r#"{"layer_norm_eps": Infinity}"#, "layer_norm_eps is inf; a finite number, 0 or more, is needed"),
+        ];
+        for (json, said) in cases {
+            let message = read(json).unwrap_err();
+            assert!(message.starts_with(said), "{message}");
+        }
     }
 }

@@ -3,11 +3,15 @@
 //! Owns the reading of checkpoints and the networks of the Stable Diffusion family. It must not know the queue or the
 //! network server. Next: `pipeline` puts the networks together.
 
+mod added_tokens;
 mod bundled;
 mod checkpoint;
 mod clip;
 mod device;
 mod hub;
+mod hub_cache;
+mod hub_environment;
+mod layout;
 mod source;
 mod spec;
 mod tokenizer;
@@ -22,9 +26,10 @@ pub use checkpoint::Checkpoint;
 pub use clip::{ClipConfig, ClipTextModel, Pooling, TextStates};
 pub use device::{DeviceChoice, DtypeChoice, device_name};
 pub use hub::Hub;
+pub use hub_cache::{checkpoint_folder, repository_name};
 pub use source::ModelSource;
 pub use spec::{Family, ModelSpec, TextEncoderSpec};
-pub use tokenizer::{PromptTokenizer, Tokens};
+pub use tokenizer::{PromptTokenizer, TextWindow, Tokens};
 pub use unet::{Added, Conditioning, Prepared, Unet};
 pub use unet_config::{PerBlock, UnetConfig};
 pub use vae::VaeDecoder;

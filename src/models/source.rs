@@ -31,13 +31,16 @@ impl FromStr for ModelSource {
         if path.is_file() {
             return Err(broken("is a file; a directory in diffusers layout or a hub id is needed".to_owned()));
         }
-        let name = text.split_once('@').map_or(text, |(name, _)| name);
+        let (name, revision) = text.split_once('@').unwrap_or((text, "main"));
+        // A revision becomes a part of paths in the cache.
+        let whole = |part: &str| !part.is_empty() && part != "." && part != "..";
+        let is_revision = revision.split('/').all(whole);
         let part = |part: &str| {
             let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
             !part.is_empty() && !part.starts_with('.') && part.chars().all(allowed)
         };
         match name.split_once('/') {
-            Some((owner, model)) if part(owner) && part(model) => Ok(Self::Hub(text.to_owned())),
+            Some((owner, model)) if part(owner) && part(model) && is_revision => Ok(Self::Hub(text.to_owned())),
             _ => Err(broken("is neither a directory, nor a hub id of the form owner/name, nor \"bundled\"".to_owned())),
         }
     }
@@ -65,7 +68,9 @@ mod tests {
         for id in ["owner/name", "owner/name-1.5_x@refs/pr/1"] {
             assert_eq!(id.parse::<ModelSource>().unwrap(), ModelSource::Hub(id.to_owned()));
         }
-        for wrong in ["", "name", "/no/such/directory", "./gone", "owner/name/more", "../up"] {
+        for wrong in
+            ["", "name", "/no/such/directory", "./gone", "owner/name/more", "../up", "owner/name@", "owner/name@../up"]
+        {
             let message = wrong.parse::<ModelSource>().unwrap_err().to_string();
             assert!(message.contains("neither a directory"), "{message}");
         }

@@ -3,9 +3,19 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde_json::Value;
 
-use super::{Checkpoint, ClipConfig, UnetConfig, VaeConfig, unet_config::PerBlock};
-use crate::{Error, Result, nn::Activation, sampling::SchedulerConfig};
+use super::{
+    Checkpoint, ClipConfig, UnetConfig, VaeConfig, clip,
+    unet_config::{FILE as UNET, PerBlock, null_is_off},
+    vae_config,
+};
+use crate::{
+    Error, Result,
+    json::keys::{Key, KeyTable},
+    nn::Activation,
+    sampling::{SamplerKind, SchedulerConfig, Setting},
+};
 
 /// Steps and guidance of a request that names none, where the checkpoint does not say. The guidance scales are
 /// diffusers' pipelines' own.
@@ -72,11 +82,14 @@ pub struct TextEncoderSpec {
 struct ModelIndex {
     #[serde(rename = "_class_name")]
     class_name: String,
-    #[serde(default = "yes")]
+    #[serde(default = "yes", deserialize_with = "null_is_off")]
     force_zeros_for_empty_prompt: bool,
+    /// The library and the class of the scheduler.
+    #[serde(default)]
+    scheduler: Option<Value>,
     /// The components, which are checked where they are read.
     #[serde(flatten)]
-    _rest: BTreeMap<String, serde_json::Value>,
+    _rest: BTreeMap<String, Value>,
 }
 
 fn yes() -> bool {
@@ -94,8 +107,37 @@ struct Defaults {
 const INDEX: &str = "model_index.json";
 const DEFAULTS: &str = "darkroom.json";
 const SCHEDULER: &str = "scheduler/scheduler_config.json";
-const UNET: &str = "unet/config.json";
 const VAE: &str = "vae/config.json";
+const PIPELINE: &str = "StableDiffusionPipeline";
+const PIPELINE_XL: &str = "StableDiffusionXLPipeline";
+/// The side in latents that early files of Stable Diffusion mean where they have a smaller one.
+const EARLY_SAMPLE_SIZE: usize = 64;
+
+const CLASS: &str = "the class decides the network";
+const NO_CHECKER: &str = "pictures are not checked for what they show";
+const PICTURE_PROMPTS: &str = "it is for pictures as prompts, which are not supported";
+
+/// The keys of both pipelines. `null` for a component is a component that is missing, which is found when it is read.
+const INDEX_KEYS: KeyTable = KeyTable {
+    classes: &[PIPELINE, PIPELINE_XL],
+    keys: &[
+        Key::only("vae", &[r#"["diffusers", "AutoencoderKL"]"#], CLASS),
+        Key::only("text_encoder", &[r#"["transformers", "CLIPTextModel"]"#], CLASS),
+        Key::only("text_encoder_2", &[r#"["transformers", "CLIPTextModelWithProjection"]"#], CLASS),
+        Key::only("tokenizer", TOKENIZERS, CLASS),
+        Key::only("tokenizer_2", TOKENIZERS, CLASS),
+        Key::only("unet", &[r#"["diffusers", "UNet2DConditionModel"]"#], CLASS),
+        Key::honoured("scheduler"),
+        Key::idle("safety_checker", NO_CHECKER),
+        Key::idle("requires_safety_checker", NO_CHECKER),
+        Key::idle("feature_extractor", PICTURE_PROMPTS),
+        Key::idle("image_encoder", PICTURE_PROMPTS),
+        Key::null_counts("force_zeros_for_empty_prompt", "its default is true; None is false to diffusers' code"),
+        Key::idle("add_watermarker", "pictures get no invisible mark"),
+    ],
+};
+const TOKENIZERS: &[&str] = &[r#"["transformers", "CLIPTokenizer"]"#, r#"["transformers", "CLIPTokenizerFast"]"#];
+
 /// Folders of the text encoders and of their tokenizers.
 const TEXT: [(&str, &str, &str); 2] = [
     ("text_encoder", "tokenizer", "text_encoder/config.json"),
@@ -109,30 +151,24 @@ impl ModelSpec {
     ///
     /// A file that is missing, broken, or asks for something that is not there, by its path and key.
     pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
-        let index: ModelIndex = checkpoint.json(INDEX, "the index of a checkpoint in diffusers layout")?;
-        let encoders = match index.class_name.as_str() {
-            "StableDiffusionPipeline" => 1,
-            "StableDiffusionXLPipeline" => 2,
-            other => {
-                let supported = "StableDiffusionPipeline, StableDiffusionXLPipeline";
-                return Err(
-                    checkpoint.unsupported(INDEX, format!("_class_name is {other:?}; supported are {supported}"))
-                );
-            }
-        };
+        let index: ModelIndex =
+            checkpoint.config(INDEX, "the index of a checkpoint in diffusers layout", &INDEX_KEYS)?;
+        let encoders = if index.class_name == PIPELINE_XL { 2 } else { 1 };
         let text_encoders = TEXT[..encoders]
             .iter()
             .map(|&(folder, tokenizer, file)| {
-                let config: ClipConfig = checkpoint.json(file, "a text encoder's configuration")?;
+                let config: ClipConfig = checkpoint.config(file, "a text encoder's configuration", &clip::KEYS)?;
                 config.check().map_err(|message| checkpoint.unsupported(file, message))?;
                 Ok(TextEncoderSpec { folder, tokenizer, config })
             })
             .collect::<Result<Vec<_>>>()?;
-        let unet: UnetConfig = checkpoint.json(UNET, "the denoiser's configuration")?;
-        unet.check().map_err(|message| checkpoint.unsupported(UNET, message))?;
-        let vae: VaeConfig = checkpoint.json(VAE, "the autoencoder's configuration")?;
+        let mut unet = UnetConfig::read(checkpoint)?;
+        let vae: VaeConfig = checkpoint.config(VAE, "the autoencoder's configuration", &vae_config::KEYS)?;
         vae.check().map_err(|message| checkpoint.unsupported(VAE, message))?;
         let mut scheduler: SchedulerConfig = checkpoint.json(SCHEDULER, "the scheduler's configuration")?;
+        if let Some(entry) = &index.scheduler {
+            scheduler.set_class(scheduler_class(entry).map_err(|message| checkpoint.unsupported(INDEX, message))?);
+        }
         scheduler.check().map_err(|message| checkpoint.unsupported(SCHEDULER, message))?;
 
         let family = match (encoders, text_encoders[0].config.hidden_act) {
@@ -141,9 +177,13 @@ impl ModelSpec {
             _ => Family::StableDiffusion2,
         };
         if family != Family::StableDiffusionXl {
-            // diffusers' StableDiffusionPipeline overrides these two, which early files have wrong.
-            scheduler.steps_offset = 1;
-            scheduler.clip_sample = Some(false);
+            // diffusers' StableDiffusionPipeline overrides these three, which early files have wrong.
+            if unet.is_before_0_9() && matches!(unet.sample_size, Some(PerBlock::One(side)) if side < EARLY_SAMPLE_SIZE)
+            {
+                unet.sample_size = Some(PerBlock::One(EARLY_SAMPLE_SIZE));
+            }
+            scheduler.set("steps_offset", Setting::Number(1.0));
+            scheduler.set("clip_sample", Setting::Flag(false));
         }
         let (default_steps, default_guidance_scale) = defaults(checkpoint, family)?;
         let spec = Self {
@@ -227,6 +267,16 @@ impl ModelSpec {
     }
 }
 
+/// The sampler of the index's `scheduler`: `["diffusers", CLASS]`.
+fn scheduler_class(entry: &Value) -> Result<SamplerKind, String> {
+    match entry.as_array().map(Vec::as_slice) {
+        Some([Value::String(library), Value::String(class)]) if library == "diffusers" => {
+            SamplerKind::of_class(class).map_err(|supported| format!("scheduler is {class:?}; {supported}"))
+        }
+        _ => Err(format!("scheduler is {entry}; [\"diffusers\", CLASS] is needed")),
+    }
+}
+
 fn defaults(checkpoint: &Checkpoint, family: Family) -> Result<(usize, f64)> {
     if !checkpoint.has(DEFAULTS) {
         let xl = family == Family::StableDiffusionXl;
@@ -240,4 +290,17 @@ fn defaults(checkpoint: &Checkpoint, family: Family) -> Result<(usize, f64)> {
         });
     }
     Ok((default_steps, default_guidance_scale))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json::keys::tests::assert_complete;
+
+    #[test]
+    fn every_key_of_the_pipelines_is_in_the_table() {
+        // Each pipeline lacks keys of the other, which have reasons in the table.
+        assert_complete(&INDEX_KEYS, "StableDiffusionPipeline");
+        assert_complete(&INDEX_KEYS, "StableDiffusionXLPipeline");
+    }
 }

@@ -111,7 +111,9 @@ impl Unet {
         let text = conditioning.text.to_dtype(self.dtype)?;
         let down = self.down.iter().flat_map(|block| &block.layers).filter_map(|layer| layer.transformer.as_ref());
         let up = self.up.iter().flat_map(|block| &block.layers).filter_map(|layer| layer.transformer.as_ref());
-        let transformers = down.chain(self.middle.as_ref().map(|middle| &middle.transformer)).chain(up);
+        let middle =
+            self.middle.as_ref().and_then(|middle| middle.attending.as_ref()).map(|(transformer, _)| transformer);
+        let transformers = down.chain(middle).chain(up);
         let attentions = transformers.flat_map(|transformer| &transformer.layers).map(|layer| &layer.cross);
         Ok(Prepared {
             text: attentions.map(|cross| cross.see(&text)).collect::<Result<_>>()?,
@@ -239,7 +241,10 @@ fn down_blocks(config: &UnetConfig, weights: &Weights) -> Result<(Vec<Block<Conv
         let weights = weights.entry("down_blocks", index);
         let mut layers = Vec::new();
         for layer in 0..config.layers_per_block.of(index) {
-            let attend = || Transformer::new(config, &weights.entry("attentions", layer), index);
+            let attend = || {
+                let depth = config.transformer_layers_down(index, layer);
+                Transformer::new(config, &weights.entry("attentions", layer), index, depth)
+            };
             layers.push(BlockLayer {
                 resnet: resnet(config, &weights.entry("resnets", layer), inputs, outputs)?,
                 transformer: config.attends_down(index).then(attend).transpose()?,
@@ -270,7 +275,10 @@ fn up_blocks(config: &UnetConfig, weights: &Weights, mut skips: Vec<usize>) -> R
         let mut layers = Vec::new();
         for layer in 0..=config.layers_per_block.of(mirror) {
             let skip = skips.pop().expect("each block leaves one skip more than it has layers");
-            let attend = || Transformer::new(config, &weights.entry("attentions", layer), mirror);
+            let attend = || {
+                let depth = config.transformer_layers_up(index, layer);
+                Transformer::new(config, &weights.entry("attentions", layer), mirror, depth)
+            };
             layers.push(BlockLayer {
                 resnet: resnet(config, &weights.entry("resnets", layer), inputs + skip, outputs)?,
                 transformer: config.attends_up(index).then(attend).transpose()?,
@@ -283,29 +291,32 @@ fn up_blocks(config: &UnetConfig, weights: &Weights, mut skips: Vec<usize>) -> R
     Ok(blocks)
 }
 
-/// The block in the middle.
+/// The block in the middle: a residual block, and where it attends to the text a transformer and another one.
 #[derive(Debug)]
 struct Middle {
     first: ResnetBlock,
-    transformer: Transformer,
-    second: ResnetBlock,
+    attending: Option<(Transformer, ResnetBlock)>,
 }
 
 impl Middle {
     fn new(config: &UnetConfig, weights: &Weights) -> Result<Self> {
         let last = config.block_out_channels.len() - 1;
         let channels = config.block_out_channels[last];
+        let attend = || -> Result<_> {
+            let depth = config.transformer_layers_in_the_middle();
+            let transformer = Transformer::new(config, &weights.at("attentions.0"), last, depth)?;
+            Ok((transformer, resnet(config, &weights.at("resnets.1"), channels, channels)?))
+        };
         Ok(Self {
             first: resnet(config, &weights.at("resnets.0"), channels, channels)?,
-            transformer: Transformer::new(config, &weights.at("attentions.0"), last)?,
-            second: resnet(config, &weights.at("resnets.1"), channels, channels)?,
+            attending: config.middle_attends().then(attend).transpose()?,
         })
     }
 
     fn forward(&self, x: &Tensor, context: &mut Context<'_>) -> Result<Tensor> {
         let x = self.first.forward(x, Some(&context.time))?;
-        let x = self.transformer.forward(&x, &mut context.text)?;
-        self.second.forward(&x, Some(&context.time))
+        let Some((transformer, second)) = &self.attending else { return Ok(x) };
+        second.forward(&transformer.forward(&x, &mut context.text)?, Some(&context.time))
     }
 }
 
@@ -319,15 +330,15 @@ struct Transformer {
 }
 
 impl Transformer {
-    /// The transformer of block `index`, counted on the way down.
-    fn new(config: &UnetConfig, weights: &Weights, index: usize) -> Result<Self> {
+    /// A transformer of `depth` layers in block `index`, counted on the way down.
+    fn new(config: &UnetConfig, weights: &Weights, index: usize, depth: usize) -> Result<Self> {
         let channels = config.block_out_channels[index];
         let layer = |number| TransformerLayer::new(config, &weights.entry("transformer_blocks", number), index);
         Ok(Self {
             norm: GroupNorm::new(&weights.at("norm"), channels, config.norm_num_groups, TRANSFORMER_NORM_EPSILON)?,
             // A 1×1 convolution of the map or a product of the tokens, as `use_linear_projection` says: the same.
             project_in: Linear::new(&weights.at("proj_in"), channels, channels)?,
-            layers: (0..config.transformer_layers_per_block.of(index)).map(layer).collect::<Result<_>>()?,
+            layers: (0..depth).map(layer).collect::<Result<_>>()?,
             project_out: Linear::new(&weights.at("proj_out"), channels, channels)?,
         })
     }
@@ -402,7 +413,7 @@ impl Attention {
             key: Linear::without_bias(&weights.at("to_k"), inputs, channels)?,
             value: Linear::without_bias(&weights.at("to_v"), inputs, channels)?,
             out: Linear::new(&weights.at("to_out.0"), channels, channels)?,
-            heads: config.heads().of(index),
+            heads: config.attention_head_dim.of(index),
             upcast: config.upcast_attention,
         })
     }

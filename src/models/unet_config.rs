@@ -1,12 +1,23 @@
 //! The sizes of a UNet: its `config.json`, and what of it can be built.
+//!
+//! The file is a little long because the table of the file's keys stands beside what reads them.
 
-use serde::Deserialize;
+use std::fmt;
 
-use crate::nn::{Activation, Sinusoids};
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, SeqAccess, Visitor, value::SeqAccessDeserializer},
+};
+
+use super::Checkpoint;
+use crate::{
+    Result as Outcome,
+    json::keys::{Key, KeyTable},
+    nn::{Activation, Sinusoids},
+};
 
 /// One value for every block, or one for each.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PerBlock {
     /// The same for all.
     One(usize),
@@ -33,6 +44,119 @@ impl PerBlock {
     }
 }
 
+/// As Python writes it.
+impl fmt::Display for PerBlock {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::One(value) => write!(out, "{value}"),
+            Self::Each(values) => write!(out, "{values:?}"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for PerBlock {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(OneOrList {
+            one: Self::One,
+            each: Self::Each,
+            wanted: "a whole number, or a list of them,",
+        })
+    }
+}
+
+/// How many transformer layers a block's attentions have: one number for every block, or for each block one for all of
+/// its attentions or one for each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TransformerLayers {
+    /// The same for all.
+    One(usize),
+    /// One for each block.
+    Each(Vec<PerBlock>),
+}
+
+impl TransformerLayers {
+    /// The layers of attention `layer` in block `block`.
+    fn of(&self, block: usize, layer: usize) -> usize {
+        match self {
+            Self::One(layers) => *layers,
+            Self::Each(blocks) => blocks[block].of(layer),
+        }
+    }
+
+    /// Whether some block's attentions differ from each other.
+    fn is_nested(&self) -> bool {
+        matches!(self, Self::Each(blocks) if blocks.iter().any(|block| matches!(block, PerBlock::Each(_))))
+    }
+
+    /// Whether there is a number above zero for each attention: `attentions` has their count in each block, or none
+    /// where a block does not attend, whose number diffusers does not look at.
+    fn fits(&self, attentions: &[usize]) -> bool {
+        match self {
+            Self::One(layers) => *layers > 0,
+            Self::Each(blocks) => {
+                // As in diffusers, a block's list may be longer than the block.
+                let enough = |(block, attentions): (&PerBlock, &usize)| {
+                    let long = |values: &Vec<usize>| values.len() >= *attentions;
+                    !matches!(block, PerBlock::Each(values) if !long(values))
+                        && (0..*attentions).all(|layer| block.of(layer) > 0)
+                };
+                blocks.len() == attentions.len() && blocks.iter().zip(attentions).all(enough)
+            }
+        }
+    }
+}
+
+impl fmt::Display for TransformerLayers {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::One(layers) => write!(out, "{layers}"),
+            Self::Each(blocks) => {
+                write!(out, "[{}]", blocks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for TransformerLayers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(OneOrList {
+            one: Self::One,
+            each: Self::Each,
+            wanted: "a whole number, or a list of them or of lists,",
+        })
+    }
+}
+
+/// Reads a number as one thing, a list as another.
+struct OneOrList<T, Item> {
+    one: fn(usize) -> T,
+    each: fn(Vec<Item>) -> T,
+    wanted: &'static str,
+}
+
+impl<'de, T, Item: Deserialize<'de>> Visitor<'de> for OneOrList<T, Item> {
+    type Value = T;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(self.wanted)
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<T, E> {
+        let number = usize::try_from(value).map_err(|_| E::invalid_value(de::Unexpected::Unsigned(value), &self))?;
+        Ok((self.one)(number))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<T, A::Error> {
+        Vec::deserialize(SeqAccessDeserializer::new(items)).map(self.each)
+    }
+}
+
+/// A switch that is off where the file says `null`, as what is `None` is to Python's `if`. The table of keys has to let
+/// the `null` be seen.
+pub(super) fn null_is_off<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
 /// A side in latents: one for both, or height and width.
 pub type SampleSize = PerBlock;
 
@@ -42,7 +166,10 @@ pub type SampleSize = PerBlock;
 pub struct UnetConfig {
     /// The class in diffusers.
     #[serde(rename = "_class_name")]
-    pub class_name: String,
+    pub class_name: Option<String>,
+    /// The version of diffusers that wrote the file.
+    #[serde(rename = "_diffusers_version")]
+    pub diffusers_version: Option<String>,
     /// The native picture's side in latents.
     pub sample_size: Option<SampleSize>,
     /// Channels of the latents that go in.
@@ -50,6 +177,7 @@ pub struct UnetConfig {
     /// Channels of what comes out.
     pub out_channels: usize,
     /// Whether the timestep's cosines come before its sines.
+    #[serde(deserialize_with = "null_is_off")]
     pub flip_sin_to_cos: bool,
     /// See [`Sinusoids::frequency_shift`].
     pub freq_shift: f64,
@@ -71,12 +199,14 @@ pub struct UnetConfig {
     pub act_fn: Activation,
     /// Channels of the text's tokens.
     pub cross_attention_dim: PerBlock,
-    /// Transformer layers of each attention.
-    pub transformer_layers_per_block: PerBlock,
+    /// Transformer layers of each attention on the way down; the middle has those of the last block's first.
+    pub transformer_layers_per_block: TransformerLayers,
+    /// Transformer layers of each attention on the way up, in its order, where they are not the same.
+    pub reverse_transformer_layers_per_block: Option<TransformerLayers>,
     /// Heads of each block's attentions, by a misnomer that diffusers keeps.
     pub attention_head_dim: PerBlock,
-    /// Heads of each block's attentions, where it is set.
-    pub num_attention_heads: Option<PerBlock>,
+    /// The width of the timestep's embedding, where it is not four times the first block's.
+    pub time_embedding_dim: Option<usize>,
     /// Whether what is added to the timestep is text and sizes, as in SDXL.
     pub addition_embed_type: Option<String>,
     /// Width of each added size's sinusoids.
@@ -85,23 +215,21 @@ pub struct UnetConfig {
     pub projection_class_embeddings_input_dim: Option<usize>,
     /// Whether attention's scores are computed in f32.
     pub upcast_attention: bool,
-    /// What must be as it is in Stable Diffusion.
-    #[serde(flatten)]
-    pub fixed: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Default for UnetConfig {
     fn default() -> Self {
         let names = |first: &str, name: &str, last: &str| [first, name, name, last].map(str::to_owned).to_vec();
         Self {
-            class_name: String::new(),
+            class_name: None,
+            diffusers_version: None,
             sample_size: None,
             in_channels: 4,
             out_channels: 4,
             flip_sin_to_cos: true,
             freq_shift: 0.0,
             down_block_types: names(ATTENDING_DOWN, ATTENDING_DOWN, PLAIN_DOWN),
-            mid_block_type: Some(MIDDLE.to_owned()),
+            mid_block_type: Some(ATTENDING_MIDDLE.to_owned()),
             up_block_types: names(PLAIN_UP, ATTENDING_UP, ATTENDING_UP),
             block_out_channels: vec![320, 640, 1280, 1280],
             layers_per_block: PerBlock::One(2),
@@ -109,14 +237,14 @@ impl Default for UnetConfig {
             norm_eps: 1e-5,
             act_fn: Activation::Silu,
             cross_attention_dim: PerBlock::One(1280),
-            transformer_layers_per_block: PerBlock::One(1),
+            transformer_layers_per_block: TransformerLayers::One(1),
+            reverse_transformer_layers_per_block: None,
             attention_head_dim: PerBlock::One(8),
-            num_attention_heads: None,
+            time_embedding_dim: None,
             addition_embed_type: None,
             addition_time_embed_dim: None,
             projection_class_embeddings_input_dim: None,
             upcast_attention: false,
-            fixed: serde_json::Map::new(),
         }
     }
 }
@@ -125,51 +253,95 @@ const PLAIN_DOWN: &str = "DownBlock2D";
 const ATTENDING_DOWN: &str = "CrossAttnDownBlock2D";
 const PLAIN_UP: &str = "UpBlock2D";
 const ATTENDING_UP: &str = "CrossAttnUpBlock2D";
-const MIDDLE: &str = "UNetMidBlock2DCrossAttn";
+const ATTENDING_MIDDLE: &str = "UNetMidBlock2DCrossAttn";
+const PLAIN_MIDDLE: &str = "UNetMidBlock2D";
 
-/// Keys that change the network, and the values that leave it as Stable Diffusion has it.
-const FIXED: [(&str, &[&str]); 22] = [
-    ("center_input_sample", &["false"]),
-    ("only_cross_attention", &["false"]),
-    ("dual_cross_attention", &["false"]),
-    ("downsample_padding", &["1"]),
-    ("mid_block_scale_factor", &["1", "1.0"]),
-    ("mid_block_only_cross_attention", &["null", "false"]),
-    ("class_embed_type", &["null"]),
-    ("num_class_embeds", &["null"]),
-    ("class_embeddings_concat", &["false"]),
-    ("encoder_hid_dim", &["null"]),
-    ("encoder_hid_dim_type", &["null"]),
-    ("resnet_time_scale_shift", &["\"default\""]),
-    ("resnet_skip_time_act", &["false"]),
-    ("resnet_out_scale_factor", &["1", "1.0"]),
-    ("time_embedding_type", &["\"positional\""]),
-    ("time_embedding_dim", &["null"]),
-    ("time_embedding_act_fn", &["null"]),
-    ("timestep_post_act", &["null"]),
-    ("time_cond_proj_dim", &["null"]),
-    ("conv_in_kernel", &["3"]),
-    ("conv_out_kernel", &["3"]),
-    ("reverse_transformer_layers_per_block", &["null"]),
-];
+const WIDENS: &str = "another layer than Stable Diffusion's";
+const CLASSES: &str = "Stable Diffusion's UNet is told no class";
+const OTHER_BLOCKS: &str = "blocks of the supported types do not look at it";
+const TIME: &str = "another embedding of the timestep than Stable Diffusion's";
+const IMAGES: &str = "the denoiser is told text alone";
+
+/// The keys of `UNet2DConditionModel`. For each key that is not named as an exception, diffusers fails with `null` or
+/// does what it does without the key.
+const KEYS: KeyTable = KeyTable {
+    classes: &["UNet2DConditionModel"],
+    keys: &[
+        Key::honoured("sample_size"),
+        Key::honoured("in_channels"),
+        Key::honoured("out_channels"),
+        Key::only("center_input_sample", &["false"], "latents go in as they are"),
+        Key::null_counts("flip_sin_to_cos", "its default is true; None is false to diffusers' code"),
+        Key::honoured("freq_shift"),
+        Key::honoured("down_block_types"),
+        Key::null_counts("mid_block_type", "null is no block in the middle; the default is a block"),
+        Key::honoured("up_block_types"),
+        Key::only_each("only_cross_attention", &["false"], WIDENS),
+        Key::honoured("block_out_channels"),
+        Key::honoured("layers_per_block"),
+        Key::only("downsample_padding", &["1"], WIDENS),
+        Key::only("mid_block_scale_factor", &["1"], WIDENS),
+        Key::idle("dropout", "it acts in training alone"),
+        Key::honoured("act_fn"),
+        Key::honoured("norm_num_groups"),
+        Key::honoured("norm_eps"),
+        Key::honoured("cross_attention_dim"),
+        Key::honoured("transformer_layers_per_block"),
+        Key::honoured("reverse_transformer_layers_per_block"),
+        Key::only("encoder_hid_dim", &["null"], IMAGES),
+        Key::only("encoder_hid_dim_type", &["null"], IMAGES),
+        Key::honoured("attention_head_dim"),
+        Key::only("num_attention_heads", &["null"], "diffusers refuses it; attention_head_dim is the number of heads"),
+        Key::only("dual_cross_attention", &["false"], WIDENS),
+        Key::idle(
+            "use_linear_projection",
+            "a product of tokens and a 1×1 convolution are the same, and weights of both shapes are read",
+        ),
+        Key::only("class_embed_type", &["null"], CLASSES),
+        Key::honoured("addition_embed_type"),
+        Key::honoured("addition_time_embed_dim"),
+        Key::only("num_class_embeds", &["null"], CLASSES),
+        Key::honoured("upcast_attention"),
+        Key::only("resnet_time_scale_shift", &["\"default\""], WIDENS),
+        Key::idle("resnet_skip_time_act", OTHER_BLOCKS),
+        Key::idle("resnet_out_scale_factor", OTHER_BLOCKS),
+        Key::only("time_embedding_type", &["\"positional\""], TIME),
+        Key::honoured("time_embedding_dim"),
+        Key::only("time_embedding_act_fn", &["null"], TIME),
+        Key::only("timestep_post_act", &["null"], TIME),
+        Key::only("time_cond_proj_dim", &["null"], "models that are told the guidance scale are not supported"),
+        Key::only("conv_in_kernel", &["3"], WIDENS),
+        Key::only("conv_out_kernel", &["3"], WIDENS),
+        Key::honoured("projection_class_embeddings_input_dim"),
+        Key::only("attention_type", &["\"default\""], "boxes (GLIGEN) are not supported"),
+        Key::only("class_embeddings_concat", &["false"], CLASSES),
+        Key::idle("mid_block_only_cross_attention", OTHER_BLOCKS),
+        Key::idle("cross_attention_norm", OTHER_BLOCKS),
+        Key::idle("addition_embed_type_num_heads", "the supported kind of added embedding has no heads"),
+    ],
+};
+
+/// Where a checkpoint has the configuration.
+pub(super) const FILE: &str = "unet/config.json";
 
 impl UnetConfig {
+    /// Reads and checks a checkpoint's denoiser's configuration.
+    ///
+    /// # Errors
+    ///
+    /// The file, the key, its value and what is supported.
+    pub fn read(checkpoint: &Checkpoint) -> Outcome<Self> {
+        let config: Self = checkpoint.config(FILE, "the denoiser's configuration", &KEYS)?;
+        config.check().map_err(|message| checkpoint.unsupported(FILE, message))?;
+        Ok(config)
+    }
+
     /// Checks that this is a network that can be built.
     ///
     /// # Errors
     ///
     /// The key, its value and what is supported.
     pub fn check(&self) -> Result<(), String> {
-        for (key, allowed) in FIXED {
-            if let Some(value) = self.fixed.get(key).map(ToString::to_string)
-                && !allowed.contains(&value.as_str())
-            {
-                return Err(format!("{key} is {value}; only {} is supported", allowed[0]));
-            }
-        }
-        if self.class_name != "UNet2DConditionModel" {
-            return Err(format!("_class_name is {:?}; only \"UNet2DConditionModel\" is supported", self.class_name));
-        }
         if self.act_fn != Activation::Silu {
             return Err(format!("act_fn is {:?}; only \"silu\" is supported", self.act_fn));
         }
@@ -189,24 +361,29 @@ impl UnetConfig {
                 return Err(format!("{key} has {unknown:?}; supported are {}", supported.join(", ")));
             }
         }
-        if let Some(unknown) = self.mid_block_type.as_ref().filter(|name| *name != MIDDLE) {
-            return Err(format!("mid_block_type is {unknown:?}; supported are {MIDDLE} and null"));
+        if let Some(unknown) =
+            self.mid_block_type.as_deref().filter(|name| ![ATTENDING_MIDDLE, PLAIN_MIDDLE].contains(name))
+        {
+            return Err(format!(
+                "mid_block_type is {unknown:?}; supported are {ATTENDING_MIDDLE}, {PLAIN_MIDDLE} and null"
+            ));
         }
-        self.check_sizes(blocks)
+        self.check_sizes(blocks)?;
+        self.check_transformers(blocks)?;
+        self.check_added()
     }
 
     fn check_sizes(&self, blocks: usize) -> Result<(), String> {
         let lists = [
             ("layers_per_block", &self.layers_per_block),
             ("cross_attention_dim", &self.cross_attention_dim),
-            ("transformer_layers_per_block", &self.transformer_layers_per_block),
-            ("attention_head_dim", self.heads()),
+            ("attention_head_dim", &self.attention_head_dim),
         ];
         if let Some((key, value)) = lists.into_iter().find(|(_, value)| !value.fits(blocks)) {
-            return Err(format!("{key} is {value:?}; a number above 0, or one for each of {blocks} blocks, is needed"));
+            return Err(format!("{key} is {value}; a number above 0, or one for each of {blocks} blocks, is needed"));
         }
         for (index, &channels) in self.block_out_channels.iter().enumerate() {
-            let (groups, heads) = (self.norm_num_groups, self.heads().of(index));
+            let (groups, heads) = (self.norm_num_groups, self.attention_head_dim.of(index));
             if groups == 0 || channels == 0 || channels % groups != 0 {
                 return Err(format!(
                     "norm_num_groups is {groups}, which does not divide a block's {channels} channels"
@@ -218,6 +395,47 @@ impl UnetConfig {
                 ));
             }
         }
+        if self.time_embedding_dim == Some(0) {
+            return Err("time_embedding_dim is 0; a number above 0 is needed".to_owned());
+        }
+        Ok(())
+    }
+
+    fn check_transformers(&self, blocks: usize) -> Result<(), String> {
+        let down: Vec<usize> = (0..blocks)
+            .map(|index| {
+                // The middle takes the first number of the last block.
+                let middle = usize::from(index + 1 == blocks && self.middle_attends());
+                if self.attends_down(index) { self.layers_per_block.of(index) } else { middle }
+            })
+            .collect();
+        let up: Vec<usize> = (0..blocks)
+            .map(|index| {
+                let layers = self.layers_per_block.of(blocks - 1 - index) + 1;
+                if self.attends_up(index) { layers } else { 0 }
+            })
+            .collect();
+        let layers = &self.transformer_layers_per_block;
+        let wanted = format!("a number above 0 for each of {blocks} blocks, or for each attention in them, is needed");
+        let mirrored: Vec<usize> = up.iter().rev().copied().collect();
+        let fits = match &self.reverse_transformer_layers_per_block {
+            Some(TransformerLayers::One(layers)) => {
+                return Err(format!("reverse_transformer_layers_per_block is {layers}; {wanted}"));
+            }
+            Some(reverse) if !reverse.fits(&up) => {
+                return Err(format!("reverse_transformer_layers_per_block is {reverse}; {wanted}"));
+            }
+            Some(_) => layers.fits(&down),
+            None if layers.is_nested() => {
+                let message = "reverse_transformer_layers_per_block is missing; transformer_layers_per_block is";
+                return Err(format!("{message} {layers}, which does not say how the way up is made"));
+            }
+            None => layers.fits(&down) && layers.fits(&mirrored),
+        };
+        if fits { Ok(()) } else { Err(format!("transformer_layers_per_block is {layers}; {wanted}")) }
+    }
+
+    fn check_added(&self) -> Result<(), String> {
         match self.addition_embed_type.as_deref() {
             None => Ok(()),
             Some("text_time") => {
@@ -230,9 +448,27 @@ impl UnetConfig {
         }
     }
 
-    /// Heads of each block's attentions.
-    pub(super) fn heads(&self) -> &PerBlock {
-        self.num_attention_heads.as_ref().unwrap_or(&self.attention_head_dim)
+    /// Whether the middle is there and attends to the text.
+    pub(super) fn middle_attends(&self) -> bool {
+        self.mid_block_type.as_deref() == Some(ATTENDING_MIDDLE)
+    }
+
+    /// Transformer layers of attention `layer` in block `index`, counted on the way down.
+    pub(super) fn transformer_layers_down(&self, index: usize, layer: usize) -> usize {
+        self.transformer_layers_per_block.of(index, layer)
+    }
+
+    /// Transformer layers of the middle's attention.
+    pub(super) fn transformer_layers_in_the_middle(&self) -> usize {
+        self.transformer_layers_per_block.of(self.block_out_channels.len() - 1, 0)
+    }
+
+    /// Transformer layers of attention `layer` in block `index`, counted on the way up.
+    pub(super) fn transformer_layers_up(&self, index: usize, layer: usize) -> usize {
+        match &self.reverse_transformer_layers_per_block {
+            Some(reverse) => reverse.of(index, layer),
+            None => self.transformer_layers_per_block.of(self.block_out_channels.len() - 1 - index, layer),
+        }
     }
 
     /// Whether block `index`, counted on the way down, attends to the text.
@@ -251,7 +487,20 @@ impl UnetConfig {
 
     /// The width of the timestep's embedding.
     pub(super) fn time_width(&self) -> usize {
-        self.block_out_channels[0] * 4
+        self.time_embedding_dim.unwrap_or(self.block_out_channels[0] * 4)
+    }
+
+    /// Whether the file was written by diffusers before 0.9.0, which gave every file the same `sample_size`. A version
+    /// that cannot be read counts as new.
+    pub(super) fn is_before_0_9(&self) -> bool {
+        let Some(version) = &self.diffusers_version else { return false };
+        let number =
+            |part: &str| part.bytes().all(|byte| byte.is_ascii_digit()).then(|| part.parse::<u32>().ok()).flatten();
+        let mut parts = version.split('.').map_while(number);
+        match (parts.next(), parts.next()) {
+            (Some(major), minor) => (major, minor.unwrap_or(0)) < (0, 9),
+            _ => false,
+        }
     }
 
     /// Sinusoids of `width` values, as the configuration has them.
@@ -263,10 +512,23 @@ impl UnetConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::json::{Document, keys::tests::assert_complete};
 
-    fn refused(change: &str) -> String {
-        let json = format!(r#"{{"_class_name": "UNet2DConditionModel", {change}}}"#);
-        serde_json::from_str::<UnetConfig>(&json).unwrap().check().unwrap_err()
+    fn read(keys: &str) -> Result<UnetConfig, String> {
+        let json = format!(r#"{{"_class_name": "UNet2DConditionModel", {keys}}}"#);
+        let document = Document::parse(json.as_bytes())?;
+        KEYS.check(&document.root)?;
+        let config: UnetConfig = document.read(&KEYS.null_counts())?;
+        config.check().map(|()| config)
+    }
+
+    fn refused(keys: &str) -> String {
+        read(keys).unwrap_err()
+    }
+
+    #[test]
+    fn every_key_of_diffusers_is_in_the_table() {
+        assert_complete(&KEYS, "UNet2DConditionModel");
     }
 
     #[test]
@@ -276,17 +538,70 @@ mod tests {
             refused(r#""down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"]"#)
                 .contains("AttnDownBlock2D")
         );
-        assert!(refused(r#""attention_head_dim": [5, 10]"#).contains("attention_head_dim"));
+        assert!(refused(r#""attention_head_dim": [5, 10]"#).contains("attention_head_dim is [5, 10]; a number"));
         assert!(refused(r#""attention_head_dim": 7"#).contains("does not divide"));
         assert!(refused(r#""norm_num_groups": 7"#).contains("norm_num_groups is 7"));
         assert!(refused(r#""addition_embed_type": "image""#).contains("addition_embed_type is \"image\""));
         assert!(refused(r#""up_block_types": []"#).contains("up_block_types 0"));
+        let cases = [
+            (r#""num_attention_heads": 8"#, "num_attention_heads is 8; only null is supported"),
+            (r#""time_cond_proj_dim": 256"#, "time_cond_proj_dim is 256; only null is supported"),
+            (r#""attention_type": "gated""#, "attention_type is \"gated\"; only \"default\" is supported"),
+            (r#""layers_per_block": "2""#, "layers_per_block is \"2\"; a whole number, or a list of them, is wanted"),
+            (r#""layers_per_block": [1, 2.5]"#, "layers_per_block[1] is 2.5; a whole number, 0 or more, is wanted"),
+            (
+                r#""transformer_layers_per_block": true"#,
+                "transformer_layers_per_block is true; a whole number, or a list",
+            ),
+            (r#""transformer_layers_per_block": [1, [2, 1], 1, 1]"#, "reverse_transformer_layers_per_block is missing"),
+            (r#""transformer_layers_per_block": [1, 2]"#, "transformer_layers_per_block is [1, 2]; a number above 0"),
+            (
+                r#""reverse_transformer_layers_per_block": [1, [1, 1], 1, 1]"#,
+                "reverse_transformer_layers_per_block is [1, [1, 1], 1, 1]; a number above 0 for each",
+            ),
+            (r#""mid_block_type": "UNetMidBlock2DSimpleCrossAttn""#, "mid_block_type is \"UNetMidBlock2DSimple"),
+            (r#""time_embedding_dim": 0"#, "time_embedding_dim is 0"),
+        ];
+        for (keys, said) in cases {
+            assert!(refused(keys).starts_with(said), "{}", refused(keys));
+        }
     }
 
     #[test]
     fn stable_diffusion_s_own_defaults_can_be_built() {
-        let config: UnetConfig = serde_json::from_str(r#"{"_class_name": "UNet2DConditionModel"}"#).unwrap();
-        config.check().unwrap();
+        let config = read(r#""dropout": 0.1, "resnet_skip_time_act": null"#).unwrap();
         assert!(config.attends_down(2) && !config.attends_down(3) && !config.attends_up(0) && config.attends_up(1));
+    }
+
+    #[test]
+    fn null_is_the_default_of_every_key_but_of_those_that_mean_something_by_it() {
+        let nulls: Vec<String> = KEYS
+            .keys
+            .iter()
+            .filter(|key| !KEYS.null_counts().contains(&key.name))
+            .map(|key| format!("\"{}\": null", key.name))
+            .collect();
+        assert_eq!(read(&nulls.join(", ")).unwrap(), read(r#""_x": 0"#).unwrap());
+        let config = read(r#""mid_block_type": null, "flip_sin_to_cos": null"#).unwrap();
+        assert_eq!((config.mid_block_type, config.flip_sin_to_cos), (None, false));
+    }
+
+    #[test]
+    fn a_middle_without_attention_takes_no_transformer_layers() {
+        let keys = r#""mid_block_type": "UNetMidBlock2D", "transformer_layers_per_block": [1, 1, 1, 0]"#;
+        assert!(!read(keys).unwrap().middle_attends());
+        assert!(refused(r#""transformer_layers_per_block": [1, 1, 1, 0]"#).contains("[1, 1, 1, 0]"));
+    }
+
+    #[test]
+    fn versions_before_0_9_are_told_from_others() {
+        let old = |version: &str| read(&format!("\"_diffusers_version\": \"{version}\"")).unwrap().is_before_0_9();
+        for version in ["0.6.0", "0.8.1", "0.8.0.dev0", "0.2.2", "0"] {
+            assert!(old(version), "{version}");
+        }
+        for version in ["0.9.0", "0.9.0.dev0", "0.18.2", "0.42.1", "1.0", "unknown"] {
+            assert!(!old(version), "{version}");
+        }
+        assert!(!read(r#""_x": 0"#).unwrap().is_before_0_9());
     }
 }

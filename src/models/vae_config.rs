@@ -2,7 +2,11 @@
 
 use serde::Deserialize;
 
-use crate::nn::Activation;
+use super::unet_config::null_is_off;
+use crate::{
+    json::keys::{Key, KeyTable},
+    nn::Activation,
+};
 
 /// The configuration of diffusers' `AutoencoderKL`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -10,7 +14,7 @@ use crate::nn::Activation;
 pub struct VaeConfig {
     /// The class in diffusers.
     #[serde(rename = "_class_name")]
-    pub class_name: String,
+    pub class_name: Option<String>,
     /// Channels of the picture that is encoded.
     pub in_channels: usize,
     /// Channels of the picture that is decoded.
@@ -38,19 +42,23 @@ pub struct VaeConfig {
     /// Each channel's deviation, where latents were normalised by channel.
     pub latents_std: Option<Vec<f64>>,
     /// Whether f16 is too narrow for this network.
+    #[serde(deserialize_with = "null_is_off")]
     pub force_upcast: bool,
     /// Whether there is a convolution behind the encoder.
+    #[serde(deserialize_with = "null_is_off")]
     pub use_quant_conv: bool,
     /// Whether there is a convolution before the decoder.
+    #[serde(deserialize_with = "null_is_off")]
     pub use_post_quant_conv: bool,
     /// Whether the middle attends.
+    #[serde(deserialize_with = "null_is_off")]
     pub mid_block_add_attention: bool,
 }
 
 impl Default for VaeConfig {
     fn default() -> Self {
         Self {
-            class_name: String::new(),
+            class_name: None,
             in_channels: 3,
             out_channels: 3,
             latent_channels: 4,
@@ -75,6 +83,34 @@ impl Default for VaeConfig {
 const DOWN_BLOCK: &str = "DownEncoderBlock2D";
 const UP_BLOCK: &str = "UpDecoderBlock2D";
 
+const NULL_IS_FALSE: &str = "its default is true; None is false to diffusers' code";
+
+/// The keys of `AutoencoderKL`. For each key that is not named as an exception, diffusers fails with `null` or does what
+/// it does without the key.
+pub(super) const KEYS: KeyTable = KeyTable {
+    classes: &["AutoencoderKL"],
+    keys: &[
+        Key::honoured("in_channels"),
+        Key::honoured("out_channels"),
+        Key::honoured("down_block_types"),
+        Key::honoured("up_block_types"),
+        Key::honoured("block_out_channels"),
+        Key::honoured("layers_per_block"),
+        Key::honoured("act_fn"),
+        Key::honoured("latent_channels"),
+        Key::honoured("norm_num_groups"),
+        Key::idle("sample_size", "it is the side of diffusers' tiles, which are off unless asked for"),
+        Key::honoured("scaling_factor"),
+        Key::honoured("shift_factor"),
+        Key::honoured("latents_mean"),
+        Key::honoured("latents_std"),
+        Key::null_counts("force_upcast", NULL_IS_FALSE),
+        Key::null_counts("use_quant_conv", NULL_IS_FALSE),
+        Key::null_counts("use_post_quant_conv", NULL_IS_FALSE),
+        Key::null_counts("mid_block_add_attention", NULL_IS_FALSE),
+    ],
+};
+
 impl VaeConfig {
     /// Checks that this is a network that can be built.
     ///
@@ -82,9 +118,6 @@ impl VaeConfig {
     ///
     /// The key, its value and what is supported.
     pub fn check(&self) -> Result<(), String> {
-        if self.class_name != "AutoencoderKL" {
-            return Err(format!("_class_name is {:?}; only \"AutoencoderKL\" is supported", self.class_name));
-        }
         let blocks = self.block_out_channels.len();
         for (key, types, supported) in [
             ("down_block_types", &self.down_block_types, DOWN_BLOCK),
@@ -125,5 +158,33 @@ impl VaeConfig {
     #[must_use]
     pub fn factor(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::json::{Document, keys::tests::assert_complete};
+
+    #[test]
+    fn every_key_of_diffusers_is_in_the_table() {
+        assert_complete(&KEYS, "AutoencoderKL");
+    }
+
+    #[test]
+    fn null_is_the_default_but_of_switches_that_are_on_by_themselves() {
+        let nulls: Vec<String> = KEYS.keys.iter().map(|key| format!("\"{}\": null", key.name)).collect();
+        let json = format!("{{{}}}", nulls.join(", "));
+        let document = Document::parse(json.as_bytes()).unwrap();
+        KEYS.check(&document.root).unwrap();
+        let config: VaeConfig = document.read(&KEYS.null_counts()).unwrap();
+        let off = VaeConfig {
+            force_upcast: false,
+            use_quant_conv: false,
+            use_post_quant_conv: false,
+            mid_block_add_attention: false,
+            ..VaeConfig::default()
+        };
+        assert_eq!(config, off);
     }
 }

@@ -19,7 +19,7 @@ use memmap2::Mmap;
 use memmap2::UncheckedAdvice;
 use safetensors::{Dtype, SafeTensors, tensor::TensorInfo};
 
-use super::{cpu, host::has_kernels};
+use super::{cpu, host::has_kernels, mistaken::mistaken_for};
 use crate::{Error, Result};
 
 /// Where a weight file's bytes are.
@@ -114,9 +114,11 @@ impl<'a> Weights<'a> {
         for file in files {
             let file = open(file)?;
             let bytes = file.bytes.get();
-            let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| Error::BrokenFile {
-                path: file.path.clone(),
-                message: format!("is not a whole safetensors file: {error}"),
+            let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| {
+                // Looked at only now: the first bytes of a right file may be anything.
+                let message =
+                    mistaken_for(bytes).unwrap_or_else(|| format!("is not a whole safetensors file: {error}"));
+                Error::BrokenFile { path: file.path.clone(), message }
             })?;
             progress.total_bytes.set(progress.total_bytes.get() + metadata.data_len() as u64);
             for (name, info) in metadata.tensors() {

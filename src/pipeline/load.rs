@@ -8,8 +8,8 @@ use super::{InferencePipeline, ModelInfo, pipeline::Networks, text::TextEncoder}
 use crate::{
     Error, Result,
     models::{
-        BUNDLED_MODEL_NAME, Checkpoint, DeviceChoice, DtypeChoice, Hub, ModelSource, ModelSpec, PromptTokenizer, Unet,
-        VaeDecoder, device_name,
+        BUNDLED_MODEL_NAME, Checkpoint, DeviceChoice, DtypeChoice, Hub, ModelSource, ModelSpec, PromptTokenizer,
+        TextWindow, Unet, VaeDecoder, checkpoint_folder, device_name, repository_name,
     },
     nn::{LoadProgress, Weights},
     sampling::Limits,
@@ -67,12 +67,15 @@ impl InferencePipeline {
 
         let encoder = |(number, weights): (usize, &Weights)| {
             let described = &spec.text_encoders[number];
-            let window = described.config.max_position_embeddings;
+            let config = &described.config;
+            let window = TextWindow { tokens: config.max_position_embeddings, vocabulary: config.vocab_size };
             let tokenizer = PromptTokenizer::load(&checkpoint, described.tokenizer, window)?;
             TextEncoder::new(&spec, number, tokenizer, weights)
         };
+        let text = encoders.iter().enumerate().map(encoder).collect::<Result<Vec<_>>>()?;
+        check_windows(&spec, &checkpoint, &text)?;
         let networks = Networks {
-            text: encoders.iter().enumerate().map(encoder).collect::<Result<_>>()?,
+            text,
             unet: Unet::new(&spec.unet, &unet)?,
             vae: VaeDecoder::new(&spec.vae, &vae)?,
             vae_dtype,
@@ -99,6 +102,21 @@ impl InferencePipeline {
     }
 }
 
+/// Checks that the encoders' states can lie side by side.
+fn check_windows(spec: &ModelSpec, checkpoint: &Checkpoint, encoders: &[TextEncoder]) -> Result<()> {
+    let first = encoders[0].window();
+    match encoders.iter().zip(&spec.text_encoders).find(|(encoder, _)| encoder.window() != first) {
+        None => Ok(()),
+        Some((encoder, described)) => Err(Error::UnsupportedCheckpoint {
+            path: checkpoint.path(&format!("{}/tokenizer_config.json", described.tokenizer)),
+            message: format!(
+                "model_max_length leaves {} tokens, the first tokenizer gives {first}; they have to be the same",
+                encoder.window()
+            ),
+        }),
+    }
+}
+
 /// The checkpoint of a source, and the part of all the work that fetching it was.
 fn locate(source: &ModelSource, progress: &mut dyn FnMut(f32)) -> Result<(Checkpoint, f32)> {
     match source {
@@ -107,9 +125,10 @@ fn locate(source: &ModelSource, progress: &mut dyn FnMut(f32)) -> Result<(Checkp
             let wanted = "this program was built without the feature \"bundled-model\"; name a directory or a hub id";
             Err(Error::MissingFile { path: BUNDLED_MODEL_NAME.into(), wanted: wanted.to_owned() })
         }
-        ModelSource::Directory(path) => Ok((Checkpoint::Directory(path.clone()), 0.0)),
+        ModelSource::Directory(path) => Ok((Checkpoint::Directory(checkpoint_folder(path)?), 0.0)),
         ModelSource::Hub(id) => {
-            let root = Hub::default().fetch(id, &mut |part| progress(part / 2.0))?;
+            let hub = Hub::from_env().map_err(|message| Error::Hub { repository: id.clone(), message })?;
+            let root = hub.fetch(id, &mut |part| progress(part / 2.0))?;
             Ok((Checkpoint::Directory(root), 0.5))
         }
     }
@@ -121,7 +140,8 @@ fn name(source: &ModelSource) -> String {
         ModelSource::Hub(id) => id.clone(),
         ModelSource::Directory(path) => {
             let full = path.canonicalize().unwrap_or_else(|_| path.clone());
-            full.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+            let folder = || full.file_name().map(|name| name.to_string_lossy().into_owned());
+            repository_name(&full).or_else(folder).unwrap_or_else(|| path.display().to_string())
         }
     }
 }

@@ -116,7 +116,7 @@ impl Origin {
         &self,
         vae: &VaeDecoder,
         schedule: &Schedule,
-        whole: bool,
+        strength: f64,
         noise: &mut NoiseGenerator,
     ) -> Result<Start> {
         let mean = &self.encoded.mean;
@@ -130,7 +130,7 @@ impl Origin {
             fresh()?;
         }
         // With a mask, a strength of one leaves nothing of the picture where it is drawn anew.
-        let latents = if whole && self.mask.is_some() {
+        let latents = if strength >= 1.0 && self.mask.is_some() {
             (&added * schedule.initial_scale)?
         } else {
             noisy(&picture, &added, schedule.steps[0].level.sigma)?

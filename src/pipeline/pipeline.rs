@@ -17,7 +17,7 @@ use crate::{
     Error, Result,
     models::{Checkpoint, LatentDistribution, ModelSpec, Prepared, Unet, VaeDecoder, VaeEncoder},
     nn::{LoadProgress, Weights},
-    sampling::{Asked, Level, NoiseGenerator, Sampler, SamplerKind, SamplingConfig, Schedule, SpacingKind, guide},
+    sampling::{Asked, Level, NoiseGenerator, Sampler, SamplingConfig, Schedule, SchedulerOptions, guide},
 };
 
 /// A preview's longer side in latents: what is larger is averaged down before it is decoded.
@@ -99,9 +99,9 @@ impl InferencePipeline {
         let mut noise = NoiseGenerator::new(seed);
         let start = self.start(drawing, &mut noise)?;
         let mut latents = start.latents.clone();
-        let (config, steps) = (drawing.config, &drawing.schedule.steps);
-        let sampler = Sampler::new(&self.spec.scheduler, drawing.sampler, drawing.spacing, config.steps);
-        let mut sampler = sampler.starting_behind(config.steps - steps.len());
+        let preview_every = drawing.config.preview_every;
+        let mut sampler = Sampler::new(&drawing.options, &drawing.schedule);
+        let steps = &drawing.schedule.steps;
         for (number, step) in steps.iter().enumerate() {
             let asked = Asked {
                 denoise: &mut |x, level| self.predict(drawing, x, level, watch),
@@ -109,23 +109,27 @@ impl InferencePipeline {
                 noise: &mut noise,
             };
             let stepped = sampler.step(&latents, step, asked)?;
-            latents = start.keep(stepped.latents, steps.get(number + 1).map(|next| next.level.sigma))?;
+            latents = match steps.get(number + 1) {
+                Some(next) => start.keep(stepped.latents, Some(next.level.sigma))?,
+                None => stepped.latents,
+            };
             watch.step_done();
             let done = number + 1;
-            if config.preview_every > 0 && done % config.preview_every == 0 && done < steps.len() {
+            if preview_every > 0 && done % preview_every == 0 && done < steps.len() {
                 watch.go_on()?;
                 let preview = self.preview(&stepped.denoised)?;
                 watch.monitor.preview(watch.steps_done, preview);
             }
         }
-        Ok(latents)
+        // Nearly always 1; multiplying copies.
+        let scale = drawing.schedule.final_scale;
+        start.keep(if scale == 1.0 { latents } else { (latents * scale)? }, None)
     }
 
     /// What one image is denoised from.
     fn start(&self, drawing: &Drawing, noise: &mut NoiseGenerator) -> Result<Start> {
         if let Some(origin) = &drawing.origin {
-            let whole = drawing.schedule.steps.len() == drawing.config.steps;
-            return origin.start(&self.networks.vae, &drawing.schedule, whole, noise);
+            return origin.start(&self.networks.vae, &drawing.schedule, drawing.config.strength, noise);
         }
         let shape = (1, self.spec.vae.latent_channels, drawing.latent_size.0, drawing.latent_size.1);
         let values = noise.normals(shape.1 * shape.2 * shape.3);
@@ -139,7 +143,7 @@ impl InferencePipeline {
         let output = self.networks.unet.forward(x, level.timestep, &drawing.prepared)?;
         let output =
             if text::is_guided(drawing.config) { guide(&output, drawing.config.guidance_scale)? } else { output };
-        self.spec.scheduler.prediction_type.denoised(x, &output, level.sigma)
+        drawing.options.prediction_type.denoised(x, &output, level.sigma)
     }
 
     /// The picture of latents, decoded again in f32 where a narrower type was not enough.
@@ -224,16 +228,17 @@ impl Generate for InferencePipeline {
         let began = Instant::now();
         let drawing = self.plan(config, &watch, &mut generated.warnings)?;
         timings.encode += began.elapsed();
+        watch.steps = drawing.schedule.steps.len() * config.n;
         for number in 0..config.n {
             let began = Instant::now();
             let latents = self.denoise(&drawing, config.seed + number as u64, &mut watch)?;
             timings.denoise += began.elapsed();
             watch.go_on()?;
             let began = Instant::now();
-            let picture = self.decode(&latents)?;
+            let drawn = self.decode(&latents)?;
             let picture = match &drawing.origin {
-                Some(origin) => origin.put_back(picture),
-                None => picture,
+                Some(origin) => origin.put_back(drawn),
+                None => drawn,
             };
             generated.images.push(DynamicImage::ImageRgb8(picture));
             timings.decode += began.elapsed();
@@ -276,17 +281,19 @@ impl Generate for InferencePipeline {
             let message = format!("is {}; this model's text encoder allows 0 to {most}", config.clip_skip);
             return Err(Error::invalid("clip_skip", message));
         }
+        text::check(&self.networks.text, config)?;
         self.schedule(config).map(|_| ())
     }
 }
 
 impl InferencePipeline {
-    fn schedule(&self, config: &SamplingConfig) -> Result<(SamplerKind, SpacingKind, Schedule)> {
+    fn schedule(&self, config: &SamplingConfig) -> Result<(SchedulerOptions, Schedule)> {
         let sampler = config.sampler.unwrap_or(self.info.default_sampler);
         let spacing = config.scheduler.unwrap_or(self.info.default_scheduler);
+        let options = self.spec.scheduler.options(sampler, spacing)?;
         let strength = if config.image.is_some() { config.strength } else { 1.0 };
-        let schedule = Schedule::last_part(&self.spec.scheduler, sampler, spacing, config.steps, strength)?;
-        Ok((sampler, spacing, schedule))
+        let schedule = Schedule::last_part(&options, config.steps, strength)?;
+        Ok((options, schedule))
     }
 
     /// Everything that the images of a request share.
@@ -298,7 +305,7 @@ impl InferencePipeline {
     ) -> Result<Drawing<'a>> {
         let (height, width) = self.size(config);
         let factor = self.spec.vae.factor();
-        let (sampler, spacing, schedule) = self.schedule(config)?;
+        let (options, schedule) = self.schedule(config)?;
         let conditioning = text::condition(&self.networks.text, &self.spec, config, (height, width), warnings)?;
         let prepared = self.networks.unet.prepare(&conditioning)?;
         let origin = match &config.image {
@@ -308,8 +315,7 @@ impl InferencePipeline {
             }
             None => None,
         };
-        let latent_size = (height / factor, width / factor);
-        Ok(Drawing { config, sampler, spacing, schedule, prepared, origin, latent_size })
+        Ok(Drawing { config, options, schedule, prepared, origin, latent_size: (height / factor, width / factor) })
     }
 
     fn origin(&self, config: &SamplingConfig, picture: &RgbImage, size: (usize, usize)) -> Result<Origin> {
@@ -322,8 +328,7 @@ impl InferencePipeline {
 /// What the images of a request share.
 struct Drawing<'a> {
     config: &'a SamplingConfig,
-    sampler: SamplerKind,
-    spacing: SpacingKind,
+    options: SchedulerOptions,
     schedule: Schedule,
     prepared: Prepared,
     /// `None` where a drawing starts from noise alone.

@@ -2,7 +2,10 @@
 
 use candle_core::Tensor;
 
-use super::{InferencePipeline, text};
+use super::{
+    InferencePipeline,
+    text::{self, Prompt},
+};
 use crate::{
     Result,
     sampling::{NoiseGenerator, SamplingConfig},
@@ -55,7 +58,7 @@ impl InferencePipeline {
         let latent_channels = self.spec.vae.latent_channels;
         Ok(match stage {
             Stage::TextPair => {
-                let tokens = text::tokenize(&self.networks.text, &[PROMPT, ""])?;
+                let tokens = text::tokenize(&self.networks.text, &[Prompt::positive(PROMPT), Prompt::negative("")])?;
                 Box::new(move || {
                     text::encode_tokens(&self.networks.text, self.spec.family, &tokens, &[0, 0])?;
                     Ok(device.synchronize()?)

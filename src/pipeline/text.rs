@@ -24,6 +24,11 @@ impl TextEncoder {
         let model = ClipTextModel::new(&spec.text_encoders[number].config, pooling, weights)?;
         Ok(Self { tokenizer, model })
     }
+
+    /// How many tokens it reads.
+    pub(super) fn window(&self) -> usize {
+        self.tokenizer.window()
+    }
 }
 
 /// A prompt as the denoiser is told it.
@@ -45,16 +50,35 @@ impl EncodedText {
     }
 }
 
+/// A text with the field of the request that it is in.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Prompt<'a> {
+    field: &'static str,
+    text: &'a str,
+}
+
+impl<'a> Prompt<'a> {
+    /// What to draw.
+    pub(super) fn positive(text: &'a str) -> Self {
+        Self { field: "prompt", text }
+    }
+
+    /// What to steer away from.
+    pub(super) fn negative(text: &'a str) -> Self {
+        Self { field: "negative_prompt", text }
+    }
+}
+
 /// Encodes one prompt with every encoder, leaving out `clip_skip` of their last layers.
-pub(super) fn encode(encoders: &[TextEncoder], family: Family, prompt: &str, clip_skip: usize) -> Result<EncodedText> {
-    Ok(encode_all(encoders, family, &[prompt], &[clip_skip])?.remove(0))
+pub(super) fn encode(encoders: &[TextEncoder], family: Family, text: &str, clip_skip: usize) -> Result<EncodedText> {
+    Ok(encode_all(encoders, family, &[Prompt::positive(text)], &[clip_skip])?.remove(0))
 }
 
 /// Encodes prompts together, leaving out its own `clip_skip` for each.
 fn encode_all(
     encoders: &[TextEncoder],
     family: Family,
-    prompts: &[&str],
+    prompts: &[Prompt],
     clip_skip: &[usize],
 ) -> Result<Vec<EncodedText>> {
     let tokens = tokenize(encoders, prompts)?;
@@ -72,9 +96,18 @@ fn encode_all(
 }
 
 /// Each encoder's tokens of each prompt.
-pub(super) fn tokenize(encoders: &[TextEncoder], prompts: &[&str]) -> Result<Vec<Vec<Tokens>>> {
-    let of_encoder = |encoder: &TextEncoder| prompts.iter().map(|prompt| encoder.tokenizer.encode(prompt)).collect();
+pub(super) fn tokenize(encoders: &[TextEncoder], prompts: &[Prompt]) -> Result<Vec<Vec<Tokens>>> {
+    let of_encoder = |encoder: &TextEncoder| {
+        prompts.iter().map(|prompt| encoder.tokenizer.encode(prompt.field, prompt.text)).collect()
+    };
     encoders.iter().map(of_encoder).collect()
+}
+
+/// Checks that every encoder can read a request's prompts.
+pub(super) fn check(encoders: &[TextEncoder], config: &SamplingConfig) -> Result<()> {
+    let negative = config.negative_prompt.as_deref().filter(|_| is_guided(config)).map(Prompt::negative);
+    let prompts: Vec<_> = [Prompt::positive(&config.prompt)].into_iter().chain(negative).collect();
+    tokenize(encoders, &prompts).map(|_| ())
 }
 
 /// Encodes a batch of prompts, given each encoder's tokens: the tokens' states `(b, n, c)` f32 and, where the family has
@@ -112,12 +145,21 @@ pub(super) fn condition(
     (height, width): (usize, usize),
     warnings: &mut Vec<String>,
 ) -> Result<Conditioning> {
-    let (prompt, negative) = (config.prompt.as_str(), config.negative_prompt.as_str());
-    let without_text =
-        negative.is_empty() && spec.family == Family::StableDiffusionXl && spec.force_zeros_for_empty_prompt;
+    let prompt = config.prompt.as_str();
+    // An absent negative prompt may be zeros, an empty one never is: as diffusers' pipeline for SDXL has it, whatever the
+    // key in its index is called.
+    let without_text = config.negative_prompt.is_none()
+        && spec.family == Family::StableDiffusionXl
+        && spec.force_zeros_for_empty_prompt;
+    let negative = config.negative_prompt.as_deref().unwrap_or_default();
     let texts = if is_guided(config) && !without_text {
         // As in diffusers, layers are left out for the prompt alone.
-        encode_all(encoders, spec.family, &[negative, prompt], &[0, config.clip_skip])?
+        encode_all(
+            encoders,
+            spec.family,
+            &[Prompt::negative(negative), Prompt::positive(prompt)],
+            &[0, config.clip_skip],
+        )?
     } else {
         let prompt = encode(encoders, spec.family, prompt, config.clip_skip)?;
         if is_guided(config) { vec![prompt.zeros()?, prompt] } else { vec![prompt] }

@@ -30,8 +30,9 @@ pub const DEFAULT_STRENGTH: f64 = 0.75;
 pub struct SamplingConfig {
     /// What to draw: 1 to 10000 characters.
     pub prompt: String,
-    /// What to steer away from; used only when `guidance_scale` is above 1.
-    pub negative_prompt: String,
+    /// What to steer away from; used only when `guidance_scale` is above 1. Stable Diffusion XL draws one picture for `None`
+    /// (its conditioning is zeros) and another for an empty text (which is encoded); for the other families they are the same.
+    pub negative_prompt: Option<String>,
     /// Width in pixels, a multiple of 8 in 64..=2048; `None` is the model's native width.
     pub width: Option<usize>,
     /// Height in pixels, a multiple of 8 in 64..=2048; `None` is the model's native height.
@@ -69,7 +70,7 @@ impl Default for SamplingConfig {
     fn default() -> Self {
         Self {
             prompt: String::new(),
-            negative_prompt: String::new(),
+            negative_prompt: None,
             width: None,
             height: None,
             steps: 20,
@@ -118,7 +119,7 @@ impl SamplingConfig {
                 format!("has {characters} characters; 1 to {MAX_PROMPT_CHARS} are allowed"),
             ));
         }
-        let characters = self.negative_prompt.chars().count();
+        let characters = self.negative_prompt.as_deref().unwrap_or_default().chars().count();
         if characters > MAX_PROMPT_CHARS {
             return Err(Error::invalid(
                 "negative_prompt",
@@ -332,7 +333,7 @@ mod tests {
         let cases = [
             ("prompt", SamplingConfig { prompt: String::new(), ..valid() }),
             ("prompt", SamplingConfig { prompt: "a".repeat(10_001), ..valid() }),
-            ("negative_prompt", SamplingConfig { negative_prompt: "a".repeat(10_001), ..valid() }),
+            ("negative_prompt", SamplingConfig { negative_prompt: Some("a".repeat(10_001)), ..valid() }),
             ("width", SamplingConfig { width: Some(65), ..valid() }),
             ("width", SamplingConfig { width: Some(56), ..valid() }),
             ("height", SamplingConfig { height: Some(2056), ..valid() }),

@@ -10,6 +10,10 @@ mod prediction;
 mod sampler;
 mod schedule;
 mod scheduler_config;
+mod scheduler_keys;
+mod scheduler_options;
+mod timesteps;
+mod training;
 
 pub use config::{DEFAULT_STRENGTH, Limits, SamplerKind, SamplingConfig, SpacingKind};
 pub use level::noisy;
@@ -17,4 +21,6 @@ pub use noise::NoiseGenerator;
 pub use prediction::{PredictionType, guide};
 pub use sampler::{Asked, Between, Denoise, Sampler, Stepped};
 pub use schedule::{Level, Schedule, SecondLook, Step, steps_of_strength};
-pub use scheduler_config::{BetaSchedule, FinalSigmas, SchedulerConfig, TimestepSpacing};
+pub use scheduler_config::SchedulerConfig;
+pub use scheduler_keys::Setting;
+pub use scheduler_options::{BetaSchedule, FinalSigmas, Interpolation, SchedulerOptions, TimestepSpacing};

@@ -6,7 +6,7 @@
 use candle_core::Tensor;
 
 use super::{
-    FinalSigmas, NoiseGenerator, PredictionType, SamplerKind, SchedulerConfig, SpacingKind,
+    FinalSigmas, NoiseGenerator, PredictionType, SamplerKind, Schedule, SchedulerOptions,
     level::{noise_share, signal_share},
     schedule::{Level, Step},
 };
@@ -46,7 +46,7 @@ enum Rule {
     Pndm { outputs: Vec<Tensor> },
     Euler,
     EulerAncestral,
-    Heun,
+    Heun { clip: Option<f64> },
     Dpmpp2m { previous: Option<(Tensor, f64)>, steps_left: usize, last_is_first_order: bool },
 }
 
@@ -60,38 +60,25 @@ pub struct Stepped {
 }
 
 impl Sampler {
-    /// A sampler for one image of `steps` steps.
+    /// A sampler for one image, drawn along `schedule`.
     #[must_use]
-    pub fn new(config: &SchedulerConfig, kind: SamplerKind, spacing: SpacingKind, steps: usize) -> Self {
-        let rule = match kind {
-            // diffusers' DDIM clips unless told otherwise; with another class's file that would spoil latents in silence.
-            SamplerKind::Ddim if spacing == SpacingKind::Checkpoint => {
-                let clips = config.clip_sample.unwrap_or(config.class_name == "DDIMScheduler");
-                Rule::Ddim { clip: clips.then_some(config.clip_sample_range) }
-            }
-            SamplerKind::Ddim => Rule::Ddim { clip: None },
+    pub fn new(options: &SchedulerOptions, schedule: &Schedule) -> Self {
+        let steps = schedule.steps.len();
+        let rule = match options.sampler {
+            SamplerKind::Ddim => Rule::Ddim { clip: options.clip },
             SamplerKind::Pndm => Rule::Pndm { outputs: Vec::new() },
             SamplerKind::Euler => Rule::Euler,
             SamplerKind::EulerAncestral => Rule::EulerAncestral,
-            SamplerKind::Heun => Rule::Heun,
+            SamplerKind::Heun => Rule::Heun { clip: options.clip },
             SamplerKind::Dpmpp2m => Rule::Dpmpp2m {
                 previous: None,
                 steps_left: steps,
-                last_is_first_order: config.euler_at_final
-                    || config.final_sigmas_type == FinalSigmas::Zero
-                    || (config.lower_order_final && steps < DPM_SOLVER_LONG),
+                last_is_first_order: options.euler_at_final
+                    || options.final_sigmas == FinalSigmas::Zero
+                    || (options.lower_order_final && schedule.whole < DPM_SOLVER_LONG),
             },
         };
-        Self { rule, prediction: config.prediction_type }
-    }
-
-    /// The sampler of a drawing that leaves out the first `skipped` steps.
-    #[must_use]
-    pub fn starting_behind(mut self, skipped: usize) -> Self {
-        if let Rule::Dpmpp2m { steps_left, .. } = &mut self.rule {
-            *steps_left = steps_left.saturating_sub(skipped);
-        }
-        self
+        Self { rule, prediction: options.prediction_type }
     }
 
     /// Takes one step from latents `x`, asking the network once or twice.
@@ -112,7 +99,7 @@ impl Sampler {
                 let latents = euler_ancestral(x, &denoised, from, to, asked.noise)?;
                 Ok(Stepped { latents, denoised })
             }
-            Rule::Heun => heun(x, denoised, step, asked),
+            Rule::Heun { clip } => heun(x, denoised, step, asked, *clip),
             Rule::Pndm { outputs } => pndm(x, &denoised, step, asked, outputs, self.prediction),
             Rule::Dpmpp2m { previous, steps_left, last_is_first_order } => {
                 *steps_left = steps_left.saturating_sub(1);
@@ -153,13 +140,18 @@ fn euler_ancestral(x: &Tensor, denoised: &Tensor, from: f64, to: f64, noise: &mu
     Ok((((x * of_x)? + (denoised * of_denoised)?)? + (fresh * (signal_share(to) * up))?)?)
 }
 
-/// Karras et al. 2022, algorithm 1: the mean of the slopes at both ends.
-fn heun(x: &Tensor, denoised: Tensor, step: &Step, asked: Asked<'_>) -> Result<Stepped> {
+/// Karras et al. 2022, algorithm 1: the mean of the slopes at both ends, to x₀ within ± `clip`.
+fn heun(x: &Tensor, denoised: Tensor, step: &Step, asked: Asked<'_>, clip: Option<f64>) -> Result<Stepped> {
     let (from, to) = (step.level.sigma, step.next_sigma);
+    let clipped = |denoised: Tensor| match clip {
+        Some(range) => denoised.clamp(-range, range),
+        None => Ok(denoised),
+    };
+    let denoised = clipped(denoised)?;
     let predicted = transfer(x, &denoised, from, to)?;
     let Some(second) = step.second else { return Ok(Stepped { latents: predicted, denoised }) };
     let predicted = (asked.between)(predicted, second.level)?;
-    let again = (asked.denoise)(&predicted, second.level)?;
+    let again = clipped((asked.denoise)(&predicted, second.level)?)?;
     let half = (to - from) / 2.0;
     let signal = signal_share(to);
     let first_slope = ((x * (signal / signal_share(from)))? - (&denoised * signal)?)?;
@@ -219,7 +211,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::sampling::Schedule;
+    use crate::sampling::{SchedulerConfig, SpacingKind};
 
     /// A picture whose best denoiser is known: x₀ is normal with variance `v`, so E[x₀ | x] is linear in x, and the
     /// probability-flow ODE ends at `x₀ = √v ε` for the noise ε it starts from.
@@ -231,15 +223,11 @@ mod tests {
     }
 
     fn draw(kind: SamplerKind, spacing: SpacingKind, steps: usize) -> f32 {
-        let config = SchedulerConfig {
-            class_name: "EulerDiscreteScheduler".into(),
-            beta_start: 0.00085,
-            beta_end: 0.012,
-            beta_schedule: crate::sampling::BetaSchedule::ScaledLinear,
-            ..SchedulerConfig::default()
-        };
-        let schedule = Schedule::new(&config, kind, spacing, steps).unwrap();
-        let mut sampler = Sampler::new(&config, kind, spacing, steps);
+        let json = r#"{"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}"#;
+        let config: SchedulerConfig = serde_json::from_str(json).unwrap();
+        let options = config.options(kind, spacing).unwrap();
+        let schedule = Schedule::new(&options, steps).unwrap();
+        let mut sampler = Sampler::new(&options, &schedule);
         let mut noise = NoiseGenerator::new(0);
         let mut denoise = exact_denoiser(0.25);
         let mut x = Tensor::new(&[[[[schedule.initial_scale as f32]]]], &Device::Cpu).unwrap();

@@ -5,9 +5,10 @@
 //! depends on it.
 
 use super::{
-    BetaSchedule, FinalSigmas, SamplerKind, SchedulerConfig, SpacingKind, TimestepSpacing,
+    BetaSchedule, FinalSigmas, Interpolation, SamplerKind, SchedulerOptions, SpacingKind, TimestepSpacing,
     level::noise_share,
-    scheduler_config::{SpacingDefault, TerminalSigma},
+    timesteps::{dpm_solver_timesteps, timesteps},
+    training::TerminalSigma,
 };
 use crate::{Error, Result};
 
@@ -52,26 +53,40 @@ pub struct Schedule {
     pub initial_scale: f64,
     /// The steps, in order.
     pub steps: Vec<Step>,
+    /// The factor of the last step's latents that makes them a picture's.
+    pub final_scale: f64,
+    /// How many steps the whole schedule has, of which `steps` may be the last part.
+    pub whole: usize,
 }
 
 impl Schedule {
-    /// The schedule of `steps` steps that `sampler` takes on a checkpoint.
+    /// The schedule of a drawing that was asked to have `steps` steps. diffusers' DPM-Solver has fewer where
+    /// `lambda_min_clipped` cuts trailing timesteps off, its Euler one more for continuous timesteps with log-linear σ.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidParameter`] for more steps than the checkpoint has timesteps.
-    pub fn new(config: &SchedulerConfig, sampler: SamplerKind, spacing: SpacingKind, steps: usize) -> Result<Self> {
-        if steps == 0 || steps > config.num_train_timesteps {
-            let most = config.num_train_timesteps;
+    /// [`Error::InvalidParameter`] for more steps than the checkpoint has timesteps, or so few that all their σ are below
+    /// the checkpoint's `sigma_min`.
+    pub fn new(options: &SchedulerOptions, steps: usize) -> Result<Self> {
+        let most = if options.sampler == SamplerKind::Dpmpp2m && options.spacing == SpacingKind::Checkpoint {
+            options.last_timestep()
+        } else {
+            options.num_train_timesteps
+        };
+        if steps == 0 || steps > most {
             return Err(Error::invalid("steps", format!("is {steps}; this model has {most} timesteps to choose from")));
         }
-        Ok(match (sampler, spacing) {
-            (SamplerKind::Ddim, SpacingKind::Checkpoint) => Self::on_timesteps(config, Ends::DDIM, steps),
-            (SamplerKind::Pndm, SpacingKind::Checkpoint) => {
-                Self::on_timesteps(config, Ends::PNDM, steps).with_pndm_start(config)
+        match (options.sampler, options.spacing) {
+            (SamplerKind::Ddim, SpacingKind::Checkpoint) => {
+                // DDIM can start from no signal at all.
+                Ok(Self::on_timesteps(options, TerminalSigma::Exact, steps))
             }
-            _ => Self::on_sigmas(config, sampler, spacing, steps),
-        })
+            (SamplerKind::Pndm, SpacingKind::Checkpoint) => {
+                // PNDM extrapolates outputs, and looks back at its first level.
+                Ok(Self::on_timesteps(options, TerminalSigma::Clamped, steps).with_pndm_start(options))
+            }
+            _ => Self::on_sigmas(options, steps),
+        }
     }
 
     /// The part of the schedule of `steps` steps that a drawing of `strength` takes: the last `steps · strength`, rounded
@@ -80,26 +95,20 @@ impl Schedule {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidParameter`] for more steps than the checkpoint has timesteps, or when no step is left.
-    pub fn last_part(
-        config: &SchedulerConfig,
-        sampler: SamplerKind,
-        spacing: SpacingKind,
-        steps: usize,
-        strength: f64,
-    ) -> Result<Self> {
-        let whole = Self::new(config, sampler, spacing, steps)?;
+    /// As [`new`](Self::new), and when no step is left.
+    pub fn last_part(options: &SchedulerOptions, steps: usize, strength: f64) -> Result<Self> {
+        let schedule = Self::new(options, steps)?;
         let skipped = steps - steps_of_strength(steps, strength);
-        if skipped == steps {
+        if skipped >= schedule.whole {
             #[expect(clippy::cast_precision_loss, reason = "steps are few")]
-            let least = (1000.0 / steps as f64).ceil() / 1000.0;
+            let least = ((steps + 1 - schedule.whole.min(steps)) as f64 * 1000.0 / steps as f64).ceil() / 1000.0;
             let message = format!("is {strength}, which leaves no step of {steps} to draw; {least} leaves one");
             return Err(Error::invalid("strength", message));
         }
-        Ok(match (sampler, spacing) {
-            _ if skipped == 0 => whole,
-            (SamplerKind::Pndm, SpacingKind::Checkpoint) => whole.pndm_from(skipped, config),
-            _ => whole.from(skipped, sampler),
+        Ok(match (options.sampler, options.spacing) {
+            _ if skipped == 0 => schedule,
+            (SamplerKind::Pndm, SpacingKind::Checkpoint) => schedule.pndm_from(skipped, options),
+            _ => schedule.from(skipped, options.sampler),
         })
     }
 
@@ -114,83 +123,83 @@ impl Schedule {
     /// PNDM's schedule without the first `skipped` steps, as diffusers' list of timesteps makes it: the second timestep
     /// stands there twice, for the second look, so what is left of a list that is cut behind it begins one timestep early,
     /// and its second look replaces a step.
-    fn pndm_from(self, skipped: usize, config: &SchedulerConfig) -> Self {
-        let stride = config.num_train_timesteps / self.steps.len();
+    fn pndm_from(mut self, skipped: usize, options: &SchedulerOptions) -> Self {
+        let stride = options.num_train_timesteps / self.whole;
         let mut first = self.steps[(skipped - 1).max(1)];
-        first.second = Some(pndm_look(config, self.steps[skipped].level, stride));
-        let rest = self.steps[skipped + 1..].iter().copied();
-        Self { initial_scale: self.initial_scale, steps: std::iter::once(first).chain(rest).collect() }
+        first.second = Some(pndm_look(options, self.steps[skipped].level, stride));
+        self.steps.splice(..=skipped, [first]);
+        self
     }
 
     /// DDIM's and PNDM's: from each timestep to the one `N/n` below.
-    fn on_timesteps(config: &SchedulerConfig, ends: Ends, steps: usize) -> Self {
-        let sigmas = config.training_sigmas(ends.first);
-        let last = if config.set_alpha_to_one.unwrap_or(ends.last_is_zero) { 0.0 } else { sigmas[0] };
-        let stride = config.num_train_timesteps / steps;
+    fn on_timesteps(options: &SchedulerOptions, terminal: TerminalSigma, steps: usize) -> Self {
+        let sigmas = options.training_sigmas(terminal);
+        let last = if options.set_alpha_to_one { 0.0 } else { sigmas[0] };
+        let stride = options.num_train_timesteps / steps;
         let step = |timestep: f64| {
             let next_sigma = index(timestep).checked_sub(stride).map_or(last, |t| sigmas[t]);
             let level = Level { timestep, sigma: sigmas[index(timestep)] };
             Step { level, next_sigma, second: None }
         };
-        let timesteps = timesteps(config, config.timestep_spacing(SpacingDefault::DdimAndPndm), steps);
-        Self { initial_scale: 1.0, steps: timesteps.into_iter().map(|t| step(t.round_ties_even())).collect() }
+        let steps: Vec<Step> = timesteps(options, steps).into_iter().map(|t| step(t.round_ties_even())).collect();
+        let whole = steps.len();
+        Self { initial_scale: 1.0, steps, final_scale: 1.0, whole }
     }
 
     /// PNDM looks twice in its first step: there is no history yet to extrapolate from (Liu et al. 2022, section 3.3,
     /// with the pseudo improved Euler step of latent diffusion's PLMS).
-    fn with_pndm_start(mut self, config: &SchedulerConfig) -> Self {
-        let stride = config.num_train_timesteps / self.steps.len();
+    fn with_pndm_start(mut self, options: &SchedulerOptions) -> Self {
+        let stride = options.num_train_timesteps / self.steps.len();
         if let [first, second, ..] = &mut self.steps[..] {
-            first.second = Some(pndm_look(config, second.level, stride));
+            first.second = Some(pndm_look(options, second.level, stride));
         }
         self
     }
 
     /// The samplers of the k-diffusion kind: from each σ to the next.
-    fn on_sigmas(config: &SchedulerConfig, sampler: SamplerKind, spacing: SpacingKind, steps: usize) -> Self {
-        let training = config.training_sigmas(TerminalSigma::Clamped);
-        let multistep = sampler == SamplerKind::Dpmpp2m;
-        let timestep_spacing = config.timestep_spacing(SpacingDefault::Others);
-        let timesteps = if multistep {
-            dpm_solver_timesteps(config, timestep_spacing, steps)
-        } else {
-            timesteps(config, timestep_spacing, steps)
+    fn on_sigmas(options: &SchedulerOptions, steps: usize) -> Result<Self> {
+        let training = options.training_sigmas(TerminalSigma::Clamped);
+        let multistep = options.sampler == SamplerKind::Dpmpp2m;
+        let mut timesteps = if multistep { dpm_solver_timesteps(options, steps) } else { timesteps(options, steps) };
+        let mut sigmas: Vec<f64> = match options.interpolation {
+            Interpolation::Linear => timesteps.iter().map(|t| interpolate(&training, *t)).collect(),
+            Interpolation::LogLinear => log_linear(&training, steps),
         };
-        let on_timesteps = |t: &f64| Level { timestep: *t, sigma: interpolate(&training, *t) };
-        let mut levels: Vec<Level> = timesteps.iter().map(on_timesteps).collect();
-        if spacing == SpacingKind::Karras {
-            // DPM-Solver++ spans all of training, the others what the timesteps span, as in diffusers.
-            let (most, least) = if multistep {
-                (training[training.len() - 1], training[0])
-            } else {
-                (levels[0].sigma, levels[levels.len() - 1].sigma)
-            };
-            levels = karras(most, least, steps)
-                .map(|sigma| Level { timestep: timestep_of(&training, sigma), sigma })
-                .collect();
+        if options.spacing == SpacingKind::Karras {
+            sigmas = karras_sigmas(options, &training, &sigmas, steps)?;
+            timesteps = sigmas.iter().map(|sigma| timestep_of(&training, *sigma)).collect();
             if multistep {
                 // Rounded, but for this one schedule of betas, in diffusers.
-                let cut = config.beta_schedule == BetaSchedule::SquaredcosCapV2;
+                let cut = options.beta_schedule == BetaSchedule::SquaredcosCapV2;
                 let whole = if cut { f64::trunc } else { f64::round_ties_even };
-                levels.iter_mut().for_each(|level| level.timestep = whole(level.timestep));
+                timesteps.iter_mut().for_each(|timestep| *timestep = whole(*timestep));
             }
         }
-        let starts_at_sigma = timestep_spacing != TimestepSpacing::Leading && !multistep;
-        let initial_scale = if starts_at_sigma { noise_share(levels[0].sigma) } else { 1.0 };
-        let last = match config.final_sigmas_type {
-            FinalSigmas::SigmaMin if matches!(sampler, SamplerKind::Euler | SamplerKind::Dpmpp2m) => training[0],
-            _ => 0.0,
+        if options.continuous_timesteps {
+            timesteps = sigmas.iter().map(|sigma| 0.25 * sigma.ln()).collect();
+        }
+        let starts_at_sigma = options.timestep_spacing != TimestepSpacing::Leading && !multistep;
+        let initial_scale = if starts_at_sigma { noise_share(sigmas[0]) } else { 1.0 };
+        sigmas.push(match options.final_sigmas {
+            FinalSigmas::SigmaMin => training[0],
+            FinalSigmas::Zero => 0.0,
+        });
+        let step = |(number, timestep): (usize, f64)| {
+            let level = Level { timestep, sigma: sigmas[number] };
+            Step { level, next_sigma: sigmas[number + 1], second: None }
         };
-        let next_sigmas = levels.iter().skip(1).map(|level| level.sigma).chain([last]);
-        let steps =
-            levels.iter().zip(next_sigmas).map(|(level, next_sigma)| Step { level: *level, next_sigma, second: None });
-        let mut schedule = Self { initial_scale, steps: steps.collect() };
-        match sampler {
-            SamplerKind::Heun => schedule.add_heun_looks(config.rescale_betas_zero_snr),
+        let steps: Vec<Step> = timesteps.into_iter().enumerate().map(step).collect();
+        // The latents of the others are x₀ + σ ε in diffusers, not at total variance 1, and end as they are.
+        let last = steps[steps.len() - 1].next_sigma;
+        let final_scale = if multistep { 1.0 } else { last.hypot(1.0) };
+        let whole = steps.len();
+        let mut schedule = Self { initial_scale, steps, final_scale, whole };
+        match options.sampler {
+            SamplerKind::Heun => schedule.add_heun_looks(options.rescale_betas_zero_snr),
             SamplerKind::Pndm => schedule.add_first_look(),
             _ => {}
         }
-        schedule
+        Ok(schedule)
     }
 
     /// Heun's method looks again at the end of every step but the last, which ends where there is no noise. From the
@@ -216,8 +225,8 @@ impl Schedule {
 }
 
 /// PNDM's second look, at `level`: the step from one stride above it, corrected by what the network gives there.
-fn pndm_look(config: &SchedulerConfig, level: Level, stride: usize) -> SecondLook {
-    let sigmas = config.training_sigmas(TerminalSigma::Clamped);
+fn pndm_look(options: &SchedulerOptions, level: Level, stride: usize) -> SecondLook {
+    let sigmas = options.training_sigmas(TerminalSigma::Clamped);
     let from = (index(level.timestep) + stride).min(sigmas.len() - 1);
     SecondLook { level, from_sigma: sigmas[from], next_sigma: level.sigma }
 }
@@ -232,58 +241,6 @@ fn pndm_look(config: &SchedulerConfig, level: Level, stride: usize) -> SecondLoo
 #[must_use]
 pub fn steps_of_strength(steps: usize, strength: f64) -> usize {
     ((steps as f64 * strength.clamp(0.0, 1.0)) as usize).min(steps)
-}
-
-/// Where DDIM's and PNDM's schedules begin and end.
-#[derive(Debug, Clone, Copy)]
-struct Ends {
-    first: TerminalSigma,
-    /// Whether the last step goes to σ = 0 where the file does not say, or to the first training timestep's σ.
-    last_is_zero: bool,
-}
-
-impl Ends {
-    /// DDIM can start from no signal at all.
-    const DDIM: Self = Self { first: TerminalSigma::Exact, last_is_zero: true };
-    /// PNDM extrapolates outputs, and looks back at its first level.
-    const PNDM: Self = Self { first: TerminalSigma::Clamped, last_is_zero: false };
-}
-
-/// The timesteps of `steps` steps, falling; not all are whole for linspace spacing.
-#[expect(clippy::cast_precision_loss, reason = "timesteps are few")]
-fn timesteps(config: &SchedulerConfig, spacing: TimestepSpacing, steps: usize) -> Vec<f64> {
-    let all = config.num_train_timesteps;
-    let timestep = |number: usize| match spacing {
-        TimestepSpacing::Linspace if steps == 1 => 0.0,
-        TimestepSpacing::Linspace => even(all - 1, steps - 1, steps - 1 - number),
-        TimestepSpacing::Leading => ((steps - 1 - number) * (all / steps) + config.steps_offset) as f64,
-        TimestepSpacing::Trailing => trailing(all, steps, number),
-    };
-    (0..steps).map(timestep).map(|t| t.min((all - 1) as f64)).collect()
-}
-
-/// DPM-Solver++'s timesteps, which count the end as one more.
-#[expect(clippy::cast_precision_loss, reason = "timesteps are few")]
-fn dpm_solver_timesteps(config: &SchedulerConfig, spacing: TimestepSpacing, steps: usize) -> Vec<f64> {
-    let all = config.num_train_timesteps;
-    let timestep = |number: usize| match spacing {
-        TimestepSpacing::Linspace => even(all - 1, steps, steps - number).round_ties_even(),
-        TimestepSpacing::Leading => ((steps - number) * (all / (steps + 1)) + config.steps_offset) as f64,
-        TimestepSpacing::Trailing => trailing(all, steps, number),
-    };
-    (0..steps).map(timestep).map(|t| t.min((all - 1) as f64)).collect()
-}
-
-/// The `number`th of the multiples of `last / count`, rounded as numpy does, which decides where a half is rounded to.
-#[expect(clippy::cast_precision_loss, reason = "timesteps are few")]
-fn even(last: usize, count: usize, number: usize) -> f64 {
-    number as f64 * (last as f64 / count as f64)
-}
-
-#[expect(clippy::cast_precision_loss, reason = "timesteps are few")]
-fn trailing(all: usize, steps: usize, number: usize) -> f64 {
-    let stride = all as f64 / steps as f64;
-    (all as f64 - number as f64 * stride).round_ties_even() - 1.0
 }
 
 /// The index of a whole timestep.
@@ -308,52 +265,78 @@ fn timestep_of(sigmas: &[f64], sigma: f64) -> f64 {
     below as f64 + ((sigma.ln() - low) / (high - low)).clamp(0.0, 1.0)
 }
 
-/// Karras et al. 2022, equation 5: `steps` values of σ from `most` to `least`.
+/// `steps + 1` values of σ from the most of training to the least, evenly in their logarithm.
 #[expect(clippy::cast_precision_loss, reason = "steps are few")]
-fn karras(most: f64, least: f64, steps: usize) -> impl Iterator<Item = f64> {
+fn log_linear(training: &[f64], steps: usize) -> Vec<f64> {
+    let (most, least) = (training[training.len() - 1].ln(), training[0].ln());
+    (0..=steps).map(|number| (most + number as f64 / steps as f64 * (least - most)).exp()).collect()
+}
+
+/// Karras et al. 2022, equation 5: `steps` values of σ. The ends are the checkpoint's where it names them, else all of
+/// training for DPM-Solver++ and what `spaced` spans for the others, as in diffusers.
+#[expect(clippy::cast_precision_loss, reason = "steps are few")]
+fn karras_sigmas(options: &SchedulerOptions, training: &[f64], spaced: &[f64], steps: usize) -> Result<Vec<f64>> {
+    let (most, least) = if options.sampler == SamplerKind::Dpmpp2m {
+        (training[training.len() - 1], training[0])
+    } else {
+        (spaced[0], spaced[spaced.len() - 1])
+    };
+    let (most, least) = (options.sigma_max.unwrap_or(most), options.sigma_min.unwrap_or(least));
+    if steps > 1 && most < least {
+        let message =
+            format!("is {steps}; with this model's sigma_min and sigma_max σ would rise, {most:.3} to {least:.3}");
+        return Err(Error::invalid("steps", message));
+    }
     let (most, least) = (most.powf(1.0 / KARRAS_RHO), least.powf(1.0 / KARRAS_RHO));
-    (0..steps).map(move |number| {
+    let sigma = |number: usize| {
         let part = if steps == 1 { 0.0 } else { number as f64 / (steps - 1) as f64 };
         (most + part * (least - most)).powf(KARRAS_RHO)
-    })
+    };
+    Ok((0..steps).map(sigma).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sampling::SchedulerConfig;
 
-    #[test]
-    fn more_steps_than_timesteps_are_refused() {
-        let config = SchedulerConfig { num_train_timesteps: 50, ..SchedulerConfig::default() };
-        let refused = Schedule::new(&config, SamplerKind::Euler, SpacingKind::Karras, 51).unwrap_err();
-        assert_eq!(refused.to_string(), "steps: is 51; this model has 50 timesteps to choose from");
-        for sampler in SamplerKind::ALL {
-            for spacing in SpacingKind::ALL {
-                let schedule = Schedule::new(&config, sampler, spacing, 50).unwrap();
-                assert_eq!(schedule.steps.len(), 50, "{sampler} {spacing}");
-            }
-        }
+    fn options(json: &str, sampler: SamplerKind, spacing: SpacingKind) -> SchedulerOptions {
+        serde_json::from_str::<SchedulerConfig>(json).unwrap().options(sampler, spacing).unwrap()
+    }
+
+    fn refused(options: &SchedulerOptions, steps: usize) -> String {
+        Schedule::new(options, steps).unwrap_err().to_string()
     }
 
     #[test]
-    fn a_strength_leaves_the_last_steps_or_is_refused() {
-        let config = SchedulerConfig::default();
+    fn more_steps_than_timesteps_are_refused() {
+        let json = r#"{"num_train_timesteps": 50}"#;
+        let euler = options(json, SamplerKind::Euler, SpacingKind::Karras);
+        assert_eq!(refused(&euler, 51), "steps: is 51; this model has 50 timesteps to choose from");
         for sampler in SamplerKind::ALL {
             for spacing in SpacingKind::ALL {
-                let whole = Schedule::new(&config, sampler, spacing, 10).unwrap();
-                assert_eq!(Schedule::last_part(&config, sampler, spacing, 10, 1.0).unwrap(), whole);
-                let part = Schedule::last_part(&config, sampler, spacing, 10, 0.39).unwrap();
-                assert_eq!(part.steps.len(), 3, "{sampler} {spacing}");
-                assert_eq!(part.steps[1..], whole.steps[8..], "{sampler} {spacing}");
-                let refused = Schedule::last_part(&config, sampler, spacing, 10, 0.09).unwrap_err().to_string();
-                assert_eq!(refused, "strength: is 0.09, which leaves no step of 10 to draw; 0.1 leaves one");
+                let schedule = Schedule::new(&options(json, sampler, spacing), 50).unwrap();
+                assert_eq!(schedule.steps.len(), 50, "{sampler} {spacing}");
             }
         }
+        // λ = −ln σ is 2.3 at σ = 0.1.
+        let json = r#"{"lambda_min_clipped": 2.3}"#;
+        let solver = options(json, SamplerKind::Dpmpp2m, SpacingKind::Checkpoint);
+        assert_eq!(refused(&solver, 150), "steps: is 150; this model has 27 timesteps to choose from");
+    }
+
+    #[test]
+    fn steps_that_start_below_the_smallest_sigma_are_refused() {
+        let json = r#"{"timestep_spacing": "leading", "sigma_min": 4}"#;
+        let euler = options(json, SamplerKind::Euler, SpacingKind::Karras);
+        let said = "steps: is 2; with this model's sigma_min and sigma_max σ would rise, 3.443 to 4.000";
+        assert_eq!(refused(&euler, 2), said);
+        Schedule::new(&euler, 20).unwrap();
     }
 
     #[test]
     fn a_sigma_s_timestep_is_where_that_sigma_is() {
-        let sigmas = SchedulerConfig::default().training_sigmas(TerminalSigma::Exact);
+        let sigmas = options("{}", SamplerKind::Ddim, SpacingKind::Checkpoint).training_sigmas(TerminalSigma::Exact);
         for timestep in [0.0, 1.0, 500.0, 998.0, 999.0] {
             assert!((timestep_of(&sigmas, interpolate(&sigmas, timestep)) - timestep).abs() < 1e-6);
         }

@@ -37,7 +37,7 @@ impl Case {
         let sampler: SamplerKind = self.sampler.parse().unwrap();
         SamplingConfig {
             prompt: self.prompt.clone(),
-            negative_prompt: self.negative_prompt.clone().unwrap_or_default(),
+            negative_prompt: self.negative_prompt.clone(),
             width: Some(self.width),
             height: Some(self.height),
             steps: self.steps,

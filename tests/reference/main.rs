@@ -3,5 +3,7 @@
 mod changes;
 mod networks;
 mod pictures;
+mod published;
 mod sampling;
 mod support;
+mod tokenizing;

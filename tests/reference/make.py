@@ -13,10 +13,15 @@ import torch
 import changes
 import checkpoints
 import expected
+import keys
+import layouts
 import noise
+import options
 import pictures
 import pocket
+import scheduler_keys
 import schedules
+import tokenizing
 from shapes import CHECKPOINTS
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -46,6 +51,11 @@ def write_all_changes():
 def main():
     parts = {name: lambda name=name: checkpoint(name) for name in CHECKPOINTS}
     parts["schedules"] = lambda: schedules.write_schedules(DATA / "schedules.json")
+    parts["tokenizers"] = lambda: tokenizing.write_tokenizers(DATA)
+    parts["keys_of_schedulers"] = lambda: scheduler_keys.write_keys(DATA / "scheduler_keys.json")
+    parts["options"] = lambda: options.write_options(DATA / "scheduler_options.json")
+    parts["keys"] = lambda: keys.write(DATA)
+    parts["layouts"] = lambda: layouts.write(DATA / "layouts")
     parts["noise"] = lambda: noise.write_noise(DATA / "noise.safetensors")
     parts["changes"] = write_all_changes
     parts["pocket"] = lambda: pocket.write_pocket(DATA / "pocket")

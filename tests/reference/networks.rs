@@ -2,7 +2,10 @@
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 use darkroom::{
-    models::{Added, Checkpoint, Conditioning, ModelSource, ModelSpec, PromptTokenizer, Unet, VaeDecoder, VaeEncoder},
+    models::{
+        Added, Checkpoint, Conditioning, ModelSource, ModelSpec, PromptTokenizer, TextWindow, Unet, UnetConfig,
+        VaeDecoder, VaeEncoder,
+    },
     nn::{LoadProgress, Weights},
     sampling::NoiseGenerator,
 };
@@ -37,10 +40,11 @@ fn prompts_become_the_ids_that_transformers_gives() {
         let spec = spec(name);
         for (number, encoder) in spec.text_encoders.iter().enumerate() {
             let window = encoder.config.max_position_embeddings;
-            let tokenizer = PromptTokenizer::load(&checkpoint(name), encoder.tokenizer, window).unwrap();
+            let tokens = TextWindow { tokens: window, vocabulary: encoder.config.vocab_size };
+            let tokenizer = PromptTokenizer::load(&checkpoint(name), encoder.tokenizer, tokens).unwrap();
             for case in json::<Vec<PromptTokens>>(&format!("{name}/tokens.json")) {
                 let wanted = if number == 0 { &case.tokenizer } else { case.tokenizer_2.as_ref().unwrap() };
-                let found = tokenizer.encode(&case.prompt).unwrap();
+                let found = tokenizer.encode("prompt", &case.prompt).unwrap();
                 assert_eq!(found.ids, wanted.ids, "{name}, {:?}", case.prompt);
                 let left_out = wanted.whole.len() - wanted.whole.len().min(window);
                 assert_eq!((found.left_out, found.left_out > 0), (left_out, wanted.cut), "{name}, {:?}", case.prompt);
@@ -94,6 +98,21 @@ fn unets_give_what_diffusers_gives_at_whole_and_fractional_timesteps_and_odd_siz
             check(&data["sample"], *timestep, &data["outputs"].i(number).unwrap());
         }
         check(&data["odd_sample"], timesteps[0], &data["odd_output"]);
+    }
+}
+
+#[test]
+fn unets_in_the_layouts_of_distilled_models_give_what_diffusers_gives() {
+    for name in ["layouts/nested", "layouts/plain_middle", "layouts/no_middle"] {
+        let config = UnetConfig::read(&checkpoint(name)).unwrap();
+        let unet = with_weights(name, "unet", |weights| Unet::new(&config, weights).unwrap());
+        let data = tensors(&format!("{name}/unet.safetensors"));
+        let pooled = data.get("text_embeds");
+        let added = pooled.map(|pooled| Added { pooled: pooled.clone(), sizes: vec![[64.0; 6]; 2] });
+        let conditioning = Conditioning { text: data["encoder_hidden_states"].clone(), added };
+        let found = unet.forward(&data["sample"], 321.0, &unet.prepare(&conditioning).unwrap()).unwrap();
+        let error = relative_error(&found, &data["output"]);
+        assert!(error < TOLERANCE, "{name}: {error}");
     }
 }
 

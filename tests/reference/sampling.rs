@@ -1,9 +1,11 @@
 //! Noise and schedules.
 
+use candle_core::{Device, Tensor};
 use darkroom::sampling::{
-    BetaSchedule, NoiseGenerator, SamplerKind, Schedule, SchedulerConfig, SpacingKind, TimestepSpacing,
+    NoiseGenerator, Sampler, SamplerKind, Schedule, SchedulerConfig, SchedulerOptions, SpacingKind,
 };
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::support::{json, tensors};
 
@@ -36,13 +38,9 @@ struct Row {
     sampler: String,
     karras: bool,
     steps: usize,
-    beta_schedule: BetaSchedule,
-    beta_start: f64,
-    beta_end: f64,
-    timestep_spacing: TimestepSpacing,
-    rescale_betas_zero_snr: bool,
-    steps_offset: usize,
-    set_alpha_to_one: Option<bool>,
+    /// The file, among the other keys.
+    #[serde(flatten)]
+    file: serde_json::Map<String, Value>,
     timesteps: Vec<f64>,
     /// `null` for infinity.
     sigmas: Vec<Option<f64>>,
@@ -79,22 +77,12 @@ fn schedules_are_diffusers() {
     for row in rows {
         let kind: SamplerKind = row.sampler.parse().unwrap();
         let spacing = if row.karras { SpacingKind::Karras } else { SpacingKind::Checkpoint };
-        let config = SchedulerConfig {
-            beta_schedule: row.beta_schedule,
-            beta_start: row.beta_start,
-            beta_end: row.beta_end,
-            timestep_spacing: Some(row.timestep_spacing),
-            rescale_betas_zero_snr: row.rescale_betas_zero_snr,
-            steps_offset: row.steps_offset,
-            set_alpha_to_one: row.set_alpha_to_one,
-            prediction_type: darkroom::sampling::PredictionType::VPrediction,
-            ..SchedulerConfig::default()
-        };
-        let what = format!(
-            "{} {spacing}, {} steps, {:?}, {:?}, zero SNR {}",
-            row.sampler, row.steps, row.beta_schedule, row.timestep_spacing, row.rescale_betas_zero_snr
-        );
-        let schedule = Schedule::new(&config, kind, spacing, row.steps).unwrap();
+        let mut file = row.file.clone();
+        file.insert("prediction_type".into(), "v_prediction".into());
+        let what = format!("{} {spacing}, {} steps, {file:?}", row.sampler, row.steps);
+        let config: SchedulerConfig = serde_json::from_value(file.into()).unwrap();
+        let options = config.options(kind, spacing).unwrap();
+        let schedule = Schedule::new(&options, row.steps).unwrap();
         let calls = calls(&schedule);
         assert_eq!(calls.len(), row.timesteps.len(), "{what}");
         for (number, (timestep, sigma, next)) in calls.into_iter().enumerate() {
@@ -119,4 +107,88 @@ fn schedules_are_diffusers() {
         let initial = if in_sigma { schedule.initial_scale * first.hypot(1.0) } else { schedule.initial_scale };
         assert!(close(initial, Some(row.init_noise_sigma), row.karras), "{what}: starts at {initial}");
     }
+}
+
+/// A file and the class that draws it, which may be another than the file's.
+#[derive(Deserialize)]
+struct FileRow {
+    class: String,
+    file: Value,
+    steps: usize,
+    timesteps: Vec<f64>,
+    sigmas: Vec<f64>,
+    init_noise_sigma: f64,
+    /// What four numbers end as, with [`toy`] for a network.
+    latents: Vec<f32>,
+}
+
+/// As `toy` in `options.py`.
+fn toy(x: &Tensor, timestep: f64) -> Tensor {
+    ((x * 2.0).unwrap().sin().unwrap() + 0.3 * (timestep / 300.0).cos()).unwrap()
+}
+
+/// The latents that a drawing with [`toy`] ends in.
+fn draw(options: &SchedulerOptions, schedule: &Schedule) -> Vec<f32> {
+    let mut noise = NoiseGenerator::new(0);
+    let mut sampler = Sampler::new(options, schedule);
+    let mut x = Tensor::new(&[[[[1.5_f32, -0.7, 0.3, -2.0]]]], &Device::Cpu).unwrap();
+    x = (x * schedule.initial_scale).unwrap();
+    for step in &schedule.steps {
+        let mut denoise = |x: &Tensor, level: darkroom::sampling::Level| {
+            options.prediction_type.denoised(x, &toy(x, level.timestep), level.sigma)
+        };
+        let asked = Asked { denoise: &mut denoise, between: &mut |x, _| Ok(x), noise: &mut noise };
+        x = sampler.step(&x, step, asked).unwrap().latents;
+    }
+    (x * schedule.final_scale).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn every_key_of_a_file_draws_what_the_class_of_the_index_draws_with_it() {
+    let rows: Vec<FileRow> = json("scheduler_options.json");
+    assert!(rows.len() > 200);
+    let mut failures = Vec::new();
+    for row in rows {
+        let mut config: SchedulerConfig = serde_json::from_value(row.file.clone()).unwrap();
+        let kind = SamplerKind::of_class(&row.class).unwrap();
+        config.set_class(kind);
+        config.check().unwrap();
+        let spacing = config.own_spacing();
+        let what = format!("{kind} {spacing}, {} steps, {}", row.steps, row.file);
+        let options = config.options(kind, spacing).unwrap();
+        let schedule = Schedule::new(&options, row.steps).unwrap();
+        let karras = spacing == SpacingKind::Karras;
+        let calls = calls(&schedule);
+        assert_eq!(calls.len(), row.timesteps.len(), "{what}");
+        for (number, (timestep, sigma, _)) in calls.iter().enumerate() {
+            let tolerance = match (karras, kind) {
+                (false, _) => 1e-3,
+                (true, SamplerKind::Dpmpp2m) => 1.0,
+                (true, _) => 0.5,
+            };
+            let wanted = row.timesteps[number];
+            // Continuous timesteps are small, and as good as their σ.
+            let tolerance = if wanted.abs() < 2.0 && wanted.fract() != 0.0 { 1e-3 } else { tolerance };
+            if (timestep - wanted).abs() > tolerance {
+                failures.push(format!("{what}: timestep {timestep} at {number}, wanted {wanted}"));
+            }
+            let wanted = row.sigmas[number];
+            if !close(*sigma, Some(wanted), karras) {
+                failures.push(format!("{what}: σ {sigma} at {number}, wanted {wanted}"));
+            }
+        }
+        let first = schedule.steps[0].level.sigma;
+        let in_sigma = matches!(kind, SamplerKind::Euler | SamplerKind::EulerAncestral | SamplerKind::Heun);
+        let initial = if in_sigma { schedule.initial_scale * first.hypot(1.0) } else { schedule.initial_scale };
+        if !close(initial, Some(row.init_noise_sigma), karras) {
+            failures.push(format!("{what}: starts at {initial}, wanted {}", row.init_noise_sigma));
+        }
+        let found = draw(&options, &schedule);
+        let furthest = found.iter().zip(&row.latents).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let largest = row.latents.iter().fold(1.0, |most, value| value.abs().max(most));
+        if furthest.is_nan() || furthest > 5e-3 * largest {
+            failures.push(format!("{what}: {found:?}, wanted {:?}", row.latents));
+        }
+    }
+    assert!(failures.is_empty(), "{} failures: {:#?}", failures.len(), &failures[..failures.len().min(30)]);
 }

@@ -1,0 +1,147 @@
+//! A picture's parameters as text in the form of AUTOMATIC1111's web UI, which galleries and other programs read.
+//!
+//! Owns that form: the prompt, a line `Negative prompt: ..`, and a last line of `Name: value` pairs. Next: `output` writes
+//! it into the file.
+
+use std::borrow::Cow;
+
+use crate::{
+    drawing::DrawingParameters,
+    sampling::{SamplerKind, SpacingKind},
+};
+
+/// The parameters of one image, drawn by the model of this name.
+#[must_use]
+pub fn infotext(parameters: &DrawingParameters<'_>, model: &str) -> String {
+    let mut text = parameters.prompt.trim().to_owned();
+    let negative = parameters.negative_prompt.unwrap_or_default().trim();
+    if !negative.is_empty() {
+        text += &format!("\nNegative prompt: {negative}");
+    }
+    let size = parameters.width.zip(parameters.height).map(|(width, height)| format!("{width}x{height}"));
+    // They count from the last layer as 1; where nothing is left out they say nothing.
+    let clip_skip = (parameters.clip_skip > 0).then(|| (parameters.clip_skip + 1).to_string());
+    let pairs = [
+        ("Steps", Some(parameters.steps.to_string())),
+        ("Sampler", parameters.sampler.map(|sampler| sampler_label(sampler).to_owned())),
+        ("Schedule type", parameters.scheduler.and_then(schedule_label).map(str::to_owned)),
+        ("CFG scale", Some(parameters.guidance_scale.to_string())),
+        ("Seed", Some(parameters.seed.to_string())),
+        ("Size", size),
+        ("Model", Some(model.to_owned())),
+        ("Clip skip", clip_skip),
+        ("Version", Some(format!("darkroom {}", env!("CARGO_PKG_VERSION")))),
+    ];
+    let pairs = pairs.iter().filter_map(|(name, value)| Some(format!("{name}: {}", quoted(value.as_ref()?))));
+    text + "\n" + &pairs.collect::<Vec<_>>().join(", ")
+}
+
+/// The web UI's name for an update rule.
+const fn sampler_label(sampler: SamplerKind) -> &'static str {
+    match sampler {
+        SamplerKind::Ddim => "DDIM",
+        SamplerKind::Pndm => "PLMS",
+        SamplerKind::Euler => "Euler",
+        SamplerKind::EulerAncestral => "Euler a",
+        SamplerKind::Heun => "Heun",
+        SamplerKind::Dpmpp2m => "DPM++ 2M",
+    }
+}
+
+/// The web UI's name for a spacing; the checkpoint's own goes without saying.
+const fn schedule_label(scheduler: SpacingKind) -> Option<&'static str> {
+    match scheduler {
+        SpacingKind::Checkpoint => None,
+        SpacingKind::Karras => Some("Karras"),
+    }
+}
+
+/// A value as it is, or as a JSON string where it would be read as more than one.
+fn quoted(value: &str) -> Cow<'_, str> {
+    if value.contains([',', ':', '\n']) {
+        Cow::Owned(serde_json::Value::from(value).to_string())
+    } else {
+        Cow::Borrowed(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sampling::SamplingConfig;
+
+    fn config() -> SamplingConfig {
+        SamplingConfig {
+            prompt: "a red fox, in the snow\nat night: cold".to_owned(),
+            width: Some(512),
+            height: Some(768),
+            steps: 20,
+            guidance_scale: 7.5,
+            seed: 41,
+            n: 2,
+            sampler: Some(SamplerKind::EulerAncestral),
+            scheduler: Some(SpacingKind::Karras),
+            ..SamplingConfig::default()
+        }
+    }
+
+    fn text(config: &SamplingConfig, model: &str) -> String {
+        infotext(&DrawingParameters::of_image(config, 1), model)
+    }
+
+    /// The pairs of the last line, split as the web UI does: at commas outside quotes, then at the first colon.
+    fn pairs(text: &str) -> Vec<(String, String)> {
+        let mut rest = text.lines().last().unwrap();
+        let mut pairs = Vec::new();
+        while !rest.is_empty() {
+            let (name, after) = rest.split_once(": ").unwrap();
+            let mut values = serde_json::Deserializer::from_str(after).into_iter::<String>();
+            let (value, end) = match after.starts_with('"').then(|| values.next()) {
+                Some(value) => (value.unwrap().unwrap(), values.byte_offset()),
+                None => {
+                    let end = after.find(',').unwrap_or(after.len());
+                    (after[..end].to_owned(), end)
+                }
+            };
+            pairs.push((name.to_owned(), value));
+            rest = after[end..].trim_start_matches(", ");
+        }
+        pairs
+    }
+
+    #[test]
+    fn the_text_is_the_web_uis() {
+        assert_eq!(
+            text(&config(), "sd15"),
+            concat!(
+                "a red fox, in the snow\nat night: cold\n",
+                "Steps: 20, Sampler: Euler a, Schedule type: Karras, CFG scale: 7.5, Seed: 42, Size: 512x768, ",
+                "Model: sd15, Version: darkroom ",
+                env!("CARGO_PKG_VERSION")
+            )
+        );
+        let more = SamplingConfig {
+            negative_prompt: Some("blurry, \"low\"".into()),
+            clip_skip: 1,
+            guidance_scale: 7.0,
+            scheduler: Some(SpacingKind::Checkpoint),
+            ..config()
+        };
+        let text = text(&more, "owner/a: \"b\", c");
+        assert!(
+            text.contains("\nNegative prompt: blurry, \"low\"\nSteps: 20, Sampler: Euler a, CFG scale: 7, "),
+            "{text}"
+        );
+        let pairs = pairs(&text);
+        let value = |name: &str| pairs.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str());
+        assert_eq!((value("Clip skip"), value("Model")), (Some("2"), Some("owner/a: \"b\", c")));
+        assert_eq!((value("Size"), value("Schedule type")), (Some("512x768"), None));
+        assert_eq!(value("Version"), Some(concat!("darkroom ", env!("CARGO_PKG_VERSION"))));
+    }
+
+    #[test]
+    fn every_sampler_has_the_web_uis_name() {
+        let labels = SamplerKind::ALL.map(sampler_label);
+        assert_eq!(labels, ["DDIM", "PLMS", "Euler", "Euler a", "Heun", "DPM++ 2M"]);
+    }
+}

@@ -1,0 +1,19 @@
+"""The keys that the classes of diffusers and transformers take from a checkpoint's configuration: data/keys.json."""
+
+import inspect
+
+from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig
+
+from checkpoints import write_json
+
+CLASSES = [UNet2DConditionModel, AutoencoderKL, CLIPTextConfig, StableDiffusionPipeline, StableDiffusionXLPipeline]
+
+
+def keys(kind):
+    """The names of a class's parameters, in its order."""
+    return [name for name in inspect.signature(kind.__init__).parameters if name not in ("self", "kwargs")]
+
+
+def write(folder):
+    write_json(folder / "keys.json", {kind.__name__: keys(kind) for kind in CLASSES})
