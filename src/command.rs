@@ -19,6 +19,7 @@ use crate::{
     engine::{CancelReason, ErrorCode, GenerationEngine, GenerationRequest, GenerationResponse},
     loading::LoadStage,
     output::{OutputFormat, OutputOptions, PictureText, encode},
+    pictures::{Encoded, GivenPictures},
     pipeline::{Generate, ModelInfo},
     sampling::SamplingConfig,
 };
@@ -76,7 +77,12 @@ where
         pipeline = load_shown(load) => pipeline?,
         () = &mut interrupted => return Err(GenerateError::Interrupted),
     };
-    let sampling = sampling_config(&config.picture, pipeline.model());
+    let limits = pipeline.model().limits;
+    let given = given_pictures(&config.picture);
+    let pictures = tokio::task::spawn_blocking(move || given.decode(&limits))
+        .await
+        .unwrap_or_else(|error| Err(Error::Panicked { message: format!("while a picture was read: {error}") }))?;
+    let sampling = sampling_config(&config.picture, pipeline.model(), pictures)?;
     sampling.validate(&pipeline.model().limits)?;
     pipeline.check(&sampling)?;
 
@@ -124,12 +130,26 @@ where
         .unwrap_or_else(|error| Err(Error::Panicked { message: format!("while the model was loaded: {error}") }))
 }
 
-fn sampling_config(picture: &PictureConfig, model: &ModelInfo) -> SamplingConfig {
-    SamplingConfig {
+fn given_pictures(picture: &PictureConfig) -> GivenPictures {
+    GivenPictures {
+        image: picture.image.clone().map(Encoded::File),
+        mask: picture.mask.clone().map(Encoded::File),
+        strength: picture.strength,
+        mask_blur: picture.mask_blur,
+        mask_invert: picture.mask_invert,
+        inpaint_padding: picture.inpaint_padding,
+        extend: picture.extend,
+    }
+}
+
+fn sampling_config(picture: &PictureConfig, model: &ModelInfo, pictures: SamplingConfig) -> Result<SamplingConfig> {
+    let pictures = SamplingConfig { width: picture.width, height: picture.height, ..pictures };
+    let (width, height) = model.size_for(&pictures)?;
+    Ok(SamplingConfig {
         prompt: picture.prompt.clone(),
         negative_prompt: picture.negative_prompt.clone(),
-        width: Some(picture.width.unwrap_or(model.width)),
-        height: Some(picture.height.unwrap_or(model.height)),
+        width: Some(width),
+        height: Some(height),
         steps: picture.steps.unwrap_or(model.default_steps),
         guidance_scale: picture.guidance_scale.unwrap_or(model.default_guidance_scale),
         seed: picture.seed.unwrap_or_else(|| random_seed(picture.n)),
@@ -137,8 +157,8 @@ fn sampling_config(picture: &PictureConfig, model: &ModelInfo) -> SamplingConfig
         sampler: Some(picture.sampler.unwrap_or(model.default_sampler)),
         scheduler: Some(picture.scheduler.unwrap_or(model.default_scheduler)),
         clip_skip: picture.clip_skip,
-        ..SamplingConfig::default()
-    }
+        ..pictures
+    })
 }
 
 /// Draws, showing each step.
@@ -151,7 +171,7 @@ async fn draw(
     let cancellation = request.cancellation.clone();
     let (response_tx, mut responses) = mpsc::channel(32);
     engine.submit(request, response_tx).await?;
-    let bar = bar((sampling.steps * sampling.n) as u64, "drawing");
+    let bar = bar((sampling.steps_drawn() * sampling.n) as u64, "drawing");
     let mut stopping = false;
     loop {
         let response = tokio::select! {

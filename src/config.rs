@@ -12,6 +12,7 @@ use crate::{
     connections::ConnectionLimits,
     drawing::MAX_SEED,
     engine::BoardLimits,
+    imaging::Margins,
     listen::Host,
     models::{DeviceChoice, DtypeChoice, ModelSource},
     naming::{AllowedHost, BasePath},
@@ -464,6 +465,27 @@ pub struct PictureConfig {
     /// How many of the text encoder's last layers to leave out
     #[arg(long, default_value_t = 0, value_name = "LAYERS")]
     pub clip_skip: usize,
+    /// Picture to start from; the drawing takes its size, rounded down to multiples of 8
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    /// What of the picture is drawn anew: white
+    #[arg(long, value_name = "FILE", requires = "image")]
+    pub mask: Option<PathBuf>,
+    /// How much of the picture is drawn anew, above 0 and up to 1 [default: 0.75; 1 with --extend]
+    #[arg(long, requires = "image")]
+    pub strength: Option<f64>,
+    /// How far the mask's edge fades, in pixels [default: 0]
+    #[arg(long, value_name = "PIXELS")]
+    pub mask_blur: Option<f64>,
+    /// Draw anew what is black in the mask
+    #[arg(long, requires = "mask")]
+    pub mask_invert: bool,
+    /// Draw only the mask's region, this much wider on each side, at the model's full size, and put it back
+    #[arg(long, value_name = "PIXELS")]
+    pub inpaint_padding: Option<u32>,
+    /// Grow the picture on its sides and draw what is new
+    #[arg(long, value_name = "LEFT,TOP,RIGHT,BOTTOM", value_parser = margins, requires = "image")]
+    pub extend: Option<Margins>,
     /// JPEG quality, 1 to 100 [default: 90]
     #[arg(long)]
     pub quality: Option<u8>,
@@ -493,6 +515,17 @@ fn thread_count(text: &str) -> Result<usize, String> {
     let most = threads::MAX_THREADS;
     let count = text.parse().ok().filter(|count| (1..=most).contains(count));
     count.ok_or_else(|| format!("a whole number from 1 to {most} is needed"))
+}
+
+/// Reads how far a picture grows on each side.
+fn margins(text: &str) -> Result<Margins, String> {
+    let sides: Option<Vec<u32>> = text.split(',').map(|side| side.trim().parse().ok()).collect();
+    match sides.as_deref() {
+        Some(&[left, top, right, bottom]) if [left, top, right, bottom].iter().all(|side| *side <= 2048) => {
+            Ok(Margins { left, top, right, bottom })
+        }
+        _ => Err("four whole numbers from 0 to 2048 are needed, such as 0,0,64,0".to_owned()),
+    }
 }
 
 /// Reads a picture's side.

@@ -29,10 +29,7 @@ pub fn image_to_base64(image: &DynamicImage) -> Result<String> {
     Ok(STANDARD.encode(bytes.into_inner()))
 }
 
-/// Reads a PNG, JPEG or WebP from base64, with or without a `data:image/...;base64,` prefix.
-///
-/// The picture's size is read from its header and checked before any pixel is decoded, since a small file can hold a
-/// huge picture.
+/// Reads a PNG, JPEG or WebP from base64, with or without a `data:image/...;base64,` prefix, as [`bytes_to_image`] does.
 ///
 /// # Errors
 ///
@@ -41,17 +38,29 @@ pub fn base64_to_image(text: &str, max_pixels: usize) -> Result<DynamicImage> {
     let bytes = STANDARD
         .decode(payload(text)?.trim())
         .map_err(|error| Error::Image(format!("is not standard base64: {error}")))?;
-    let format = image::guess_format(&bytes).ok().filter(|format| READ.contains(format));
+    bytes_to_image(&bytes, max_pixels)
+}
+
+/// Reads a PNG, JPEG or WebP, turned as its EXIF orientation says.
+///
+/// The picture's size is read from its header and checked before any pixel is decoded, since a small file can hold a
+/// huge picture.
+///
+/// # Errors
+///
+/// [`Error::Image`] saying what is wrong: not one of the formats, more than `max_pixels`, or broken.
+pub fn bytes_to_image(bytes: &[u8], max_pixels: usize) -> Result<DynamicImage> {
+    let format = image::guess_format(bytes).ok().filter(|format| READ.contains(format));
     let format = format.ok_or_else(|| Error::Image("is none of png, jpeg and webp".to_owned()))?;
     let broken =
         |error: image::ImageError| Error::Image(format!("is a broken {}: {error}", format.extensions_str()[0]));
 
-    let (width, height) = ImageReader::with_format(Cursor::new(&bytes), format).into_dimensions().map_err(broken)?;
+    let (width, height) = ImageReader::with_format(Cursor::new(bytes), format).into_dimensions().map_err(broken)?;
     let pixels = u64::from(width) * u64::from(height);
     if pixels > max_pixels as u64 {
         return Err(Error::Image(format!("has {width}x{height} = {pixels} pixels; at most {max_pixels} are allowed")));
     }
-    let mut reader = ImageReader::with_format(Cursor::new(&bytes), format);
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = Limits::no_limits();
     // A fixed part on top, so that the smallest images pass, too.
     limits.max_alloc = Some((1 << 20) + pixels * DECODER_BYTES_PER_PIXEL);

@@ -30,6 +30,8 @@ pub fn infotext(parameters: &DrawingParameters<'_>, model: &str) -> String {
         ("Size", size),
         ("Model", Some(model.to_owned())),
         ("Clip skip", clip_skip),
+        ("Denoising strength", parameters.strength.map(|strength| strength.to_string())),
+        ("Mask blur", parameters.mask_blur.map(|blur| blur.to_string())),
         ("Version", Some(format!("darkroom {}", env!("CARGO_PKG_VERSION")))),
     ];
     let pairs = pairs.iter().filter_map(|(name, value)| Some(format!("{name}: {}", quoted(value.as_ref()?))));

@@ -67,6 +67,7 @@ pub mod loading;
 pub mod memory;
 pub mod naming;
 pub mod output;
+pub mod pictures;
 pub mod signals;
 pub mod telemetry;
 pub mod threads;

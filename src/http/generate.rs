@@ -8,6 +8,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
+use tokio::sync::Semaphore;
+
 use super::{
     app::App,
     body, events, images,
@@ -16,12 +18,17 @@ use super::{
     problem::Problem,
     submit::{Leaving, submit},
     view::{Pictures, job_url},
-    wire::{GenerateBody, InputImages, OnDisconnect, Wish},
+    wire::{GenerateBody, OnDisconnect, Wish},
 };
 use crate::{
     engine::{Fetched, Job, Outcome},
-    sampling::Limits,
+    pictures::GivenPictures,
+    sampling::{Limits, SamplingConfig},
 };
+
+/// How many requests' pictures are decoded at a time; the others wait. A picture that is decoded takes many times the
+/// memory of its file.
+static DECODING: Semaphore = Semaphore::const_new(4);
 
 /// How a client is answered.
 #[derive(Debug, Clone, Copy)]
@@ -97,23 +104,26 @@ async fn parse(app: &App, headers: &HeaderMap, bytes: &[u8]) -> Result<(Wish, An
     };
     let loaded = app.accepting()?;
     let model = loaded.pipeline.model();
-    let images = body.take_images();
-    let wish = body.into_wish(format, model, &model.limits)?;
+    let pictures = decode(body.take_pictures()?, model.limits).await?;
+    let wish = body.into_wish(format, model, pictures)?;
     loaded.pipeline.check(&wish.config).map_err(|error| Problem::from(&error))?;
-    check_images(images, model.limits).await?;
     Ok((wish, answer))
 }
 
 /// Decodes the pictures that came along, off the asynchronous threads.
-async fn check_images(images: InputImages, limits: Limits) -> Result<(), Problem> {
-    if images.is_empty() {
-        return Ok(());
+async fn decode(pictures: GivenPictures, limits: Limits) -> Result<SamplingConfig, Problem> {
+    if pictures.is_empty() {
+        return pictures.decode(&limits).map_err(|error| Problem::from(&error));
     }
-    let checked = tokio::task::spawn_blocking(move || images.check(&limits)).await;
-    checked.unwrap_or_else(|error| {
-        tracing::error!(%error, "an input image broke its decoder");
-        Err(Problem::internal())
-    })
+    // The semaphore is never closed.
+    let _turn = DECODING.acquire().await.map_err(|_| Problem::internal())?;
+    match tokio::task::spawn_blocking(move || pictures.decode(&limits)).await {
+        Ok(decoded) => decoded.map_err(|error| Problem::from(&error)),
+        Err(error) => {
+            tracing::error!(%error, "an input image broke its decoder");
+            Err(Problem::internal())
+        }
+    }
 }
 
 async fn accepted(app: &App, job: &Job) -> Response {

@@ -97,6 +97,8 @@ struct Model<'a> {
     samplers: [&'static str; SamplerKind::ALL.len()],
     schedulers: [&'static str; SpacingKind::ALL.len()],
     formats: [&'static str; OutputFormat::ALL.len()],
+    /// What a request may bring along besides its text.
+    inputs: [&'static str; 2],
     limits: ModelLimits,
 }
 
@@ -141,6 +143,7 @@ pub(super) async fn model(State(app): State<Arc<App>>) -> Result<Response, Probl
         samplers: SamplerKind::ALL.map(SamplerKind::name),
         schedulers: SpacingKind::ALL.map(SpacingKind::name),
         formats: OutputFormat::ALL.map(OutputFormat::name),
+        inputs: ["image", "mask"],
         limits: ModelLimits {
             max_pixels: model.limits.max_pixels,
             max_batch: model.limits.max_batch,

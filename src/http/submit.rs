@@ -80,7 +80,7 @@ pub(super) async fn submit(app: &Arc<App>, wish: Wish, on_disconnect: OnDisconne
 fn work(config: &SamplingConfig) -> Work {
     Work {
         images: config.n,
-        steps: config.steps,
+        steps: config.steps_drawn(),
         passes: if config.guidance_scale > 1.0 { 2 } else { 1 },
         pixels: config.width.unwrap_or(0) * config.height.unwrap_or(0),
     }

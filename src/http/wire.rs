@@ -14,13 +14,15 @@ use super::{
 };
 use crate::{
     drawing::{MAX_SEED, random_seed},
-    image_utils::base64_to_image,
+    imaging::Margins,
     output::{OutputFormat, OutputOptions},
+    pictures::{Encoded, GivenPictures},
     pipeline::ModelInfo,
-    sampling::{Limits, SamplingConfig},
+    sampling::SamplingConfig,
 };
 
 const MAX_TAG_BYTES: usize = 256;
+const MOST_PIXELS_A_SIDE: u32 = 2048;
 /// One day.
 const MAX_DEADLINE_MS: u64 = 86_400_000;
 
@@ -42,6 +44,10 @@ pub(super) struct GenerateBody {
     image: Option<Text>,
     mask: Option<Text>,
     strength: Option<Number>,
+    mask_blur: Option<Number>,
+    mask_invert: Option<Flag>,
+    inpaint_padding: Option<Whole>,
+    extend: Option<Object<ExtendBody>>,
     preview_every: Option<Whole>,
     output: Option<Object<OutputBody>>,
     deadline_ms: Option<Whole>,
@@ -56,6 +62,16 @@ struct OutputBody {
     quality: Option<Whole>,
     metadata: Option<Flag>,
     inline: Option<Flag>,
+}
+
+/// How far a picture grows, in pixels.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExtendBody {
+    left: Option<Whole>,
+    top: Option<Whole>,
+    right: Option<Whole>,
+    bottom: Option<Whole>,
 }
 
 /// Everything that a client can ask for, valid.
@@ -80,14 +96,6 @@ pub(super) enum OnDisconnect {
     Cancel,
     /// It goes on.
     Continue,
-}
-
-/// The images that a body brings along, still to be decoded.
-#[derive(Debug)]
-pub(super) struct InputImages {
-    image: Option<String>,
-    mask: Option<String>,
-    strength: Option<f64>,
 }
 
 impl GenerateBody {
@@ -115,26 +123,43 @@ impl GenerateBody {
         name.map(|Text(name)| name.parse()).transpose().map_err(|error| Problem::from(&error))
     }
 
-    /// Takes out the images, which are checked apart, since to decode them takes a while.
-    pub(super) fn take_images(&mut self) -> InputImages {
-        InputImages {
-            image: self.image.take().map(|Text(image)| image),
-            mask: self.mask.take().map(|Text(mask)| mask),
+    /// Takes out the pictures and what belongs to them, which are read apart, since to decode them takes a while.
+    pub(super) fn take_pictures(&mut self) -> Result<GivenPictures, Problem> {
+        Ok(GivenPictures {
+            image: self.image.take().map(|Text(image)| Encoded::Base64(image)),
+            mask: self.mask.take().map(|Text(mask)| Encoded::Base64(mask)),
             strength: self.strength.take().map(|Number(strength)| strength),
-        }
+            mask_blur: self.mask_blur.take().map(|Number(blur)| blur),
+            mask_invert: self.mask_invert.take().is_some_and(|Flag(invert)| invert),
+            inpaint_padding: self
+                .inpaint_padding
+                .take()
+                .map(|padding| small("inpaint_padding", padding))
+                .transpose()?,
+            extend: self.extend.take().map(|Object(extend)| extend.margins()).transpose()?,
+        })
     }
 
     /// Fills in what the model decides, and checks every value.
-    pub(super) fn into_wish(self, format: OutputFormat, model: &ModelInfo, limits: &Limits) -> Result<Wish, Problem> {
+    pub(super) fn into_wish(
+        self,
+        format: OutputFormat,
+        model: &ModelInfo,
+        pictures: SamplingConfig,
+    ) -> Result<Wish, Problem> {
         let invalid = |error: crate::Error| Problem::from(&error);
         let Text(prompt) = self.prompt.ok_or_else(|| Problem::invalid("prompt", "is missing; it says what to draw"))?;
         let n = whole("n", self.n, 1)?;
         let seed = self.seed.map_or_else(|| Ok(random_seed(n)), seed)?;
+        let side = |field, given: Option<Whole>| given.map(|given| whole(field, Some(given), 0)).transpose();
+        let pictures =
+            SamplingConfig { width: side("width", self.width)?, height: side("height", self.height)?, ..pictures };
+        let (width, height) = model.size_for(&pictures).map_err(invalid)?;
         let config = SamplingConfig {
             prompt,
             negative_prompt: self.negative_prompt.map(|Text(prompt)| prompt),
-            width: Some(whole("width", self.width, model.width)?),
-            height: Some(whole("height", self.height, model.height)?),
+            width: Some(width),
+            height: Some(height),
             steps: whole("steps", self.steps, model.default_steps)?,
             guidance_scale: self.guidance_scale.map_or(model.default_guidance_scale, |Number(scale)| scale),
             seed,
@@ -149,9 +174,9 @@ impl GenerateBody {
             },
             clip_skip: whole("clip_skip", self.clip_skip, 0)?,
             preview_every: whole("preview_every", self.preview_every, 0)?,
-            ..SamplingConfig::default()
+            ..pictures
         };
-        config.validate(limits).map_err(invalid)?;
+        config.validate(&model.limits).map_err(invalid)?;
         let Object(output) = self.output.unwrap_or_default();
         Ok(Wish {
             config,
@@ -168,34 +193,15 @@ impl GenerateBody {
     }
 }
 
-impl InputImages {
-    /// Whether there is anything to check.
-    pub(super) fn is_empty(&self) -> bool {
-        self.image.is_none() && self.mask.is_none() && self.strength.is_none()
-    }
-
-    /// Decodes and checks them. It blocks, for as long as the pictures are large.
-    pub(super) fn check(&self, limits: &Limits) -> Result<(), Problem> {
-        let Some(image) = &self.image else {
-            if self.mask.is_some() {
-                return Err(Problem::invalid("mask", "is given without an image to repaint"));
-            }
-            return match self.strength {
-                Some(given) => Err(Problem::invalid("strength", format!("is {given}, without an image to start from"))),
-                None => Ok(()),
-            };
-        };
-        if let Some(strength) = self.strength.filter(|strength| !(*strength > 0.0 && *strength <= 1.0)) {
-            return Err(Problem::invalid("strength", format!("is {strength}; above 0 and up to 1 is allowed")));
-        }
-        for (field, text) in [("image", Some(image)), ("mask", self.mask.as_ref())] {
-            let Some(text) = text else { continue };
-            base64_to_image(text, limits.max_pixels).map_err(|error| match error {
-                crate::Error::Image(message) => Problem::invalid(field, message),
-                error => Problem::from(&error),
-            })?;
-        }
-        Err(Problem::unsupported("image", "is valid, but this worker draws from text only so far"))
+impl ExtendBody {
+    fn margins(self) -> Result<Margins, Problem> {
+        let side = |field, given: Option<Whole>| given.map_or(Ok(0), |given| small(field, given));
+        Ok(Margins {
+            left: side("extend.left", self.left)?,
+            top: side("extend.top", self.top)?,
+            right: side("extend.right", self.right)?,
+            bottom: side("extend.bottom", self.bottom)?,
+        })
     }
 }
 
@@ -222,6 +228,12 @@ fn whole(field: &'static str, given: Option<Whole>, default: usize) -> Result<us
         };
         Problem::invalid(field, format!("is {given}; {allowed}"))
     })
+}
+
+/// A number of pixels that a picture's side can have.
+fn small(field: &'static str, given: Whole) -> Result<u32, Problem> {
+    let pixels = given.get().filter(|pixels| *pixels <= MOST_PIXELS_A_SIDE);
+    pixels.ok_or_else(|| Problem::invalid(field, format!("is {given}; 0 to {MOST_PIXELS_A_SIDE} is allowed")))
 }
 
 fn seed(given: Whole) -> Result<u64, Problem> {

@@ -3,8 +3,9 @@
 use image::DynamicImage;
 
 use crate::{
-    Result,
-    sampling::{Limits, SamplerKind, SamplingConfig, SpacingKind},
+    Error, Result,
+    image_utils::ensure_multiple_of_8,
+    sampling::{Limits, SIDE_PX, SamplerKind, SamplingConfig, SpacingKind},
 };
 
 /// Draws pictures. Its one real implementation is `InferencePipeline`; it is a trait so that
@@ -42,6 +43,35 @@ pub trait Monitor {
     /// What the picture looks like after `step`; asked for by
     /// [`preview_every`](SamplingConfig::preview_every).
     fn preview(&mut self, step: usize, image: DynamicImage);
+}
+
+impl ModelInfo {
+    /// Width and height in pixels of a drawing: what is asked for, else the side of the picture that it starts from,
+    /// rounded down to a multiple of 8, else the model's own. A region of a picture is drawn at the model's own size.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidParameter`] for a picture whose own size cannot be drawn.
+    pub fn size_for(&self, config: &SamplingConfig) -> Result<(usize, usize)> {
+        let (width, height) = match &config.image {
+            Some(picture) if config.inpaint_padding.is_none() => {
+                let (width, height) = ensure_multiple_of_8(picture.width(), picture.height());
+                (width as usize, height as usize)
+            }
+            _ => (self.width, self.height),
+        };
+        let asked = [config.width, config.height];
+        let refused = [width, height].iter().zip(asked).any(|(side, asked)| asked.is_none() && !SIDE_PX.contains(side));
+        if let Some(picture) = config.image.as_ref().filter(|_| refused) {
+            let (own_width, own_height) = picture.dimensions();
+            let (least, most) = (SIDE_PX.start(), SIDE_PX.end());
+            let message = format!(
+                "has {own_width}x{own_height} pixels; {least} to {most} a side can be drawn: name a width and a height"
+            );
+            return Err(Error::invalid("image", message));
+        }
+        Ok((config.width.unwrap_or(width), config.height.unwrap_or(height)))
+    }
 }
 
 /// Nobody watches, and nobody stops it.

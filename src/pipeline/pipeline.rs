@@ -22,10 +22,6 @@ use crate::{
 
 /// A preview's longer side in latents: what is larger is averaged down before it is decoded.
 const PREVIEW_LATENTS: usize = 32;
-/// The sides that a drawing may have.
-const SIDES_PX: std::ops::RangeInclusive<usize> = 64..=2048;
-/// The sides of drawings are multiples of this, whatever the model.
-const SIDE_UNIT_PX: usize = 8;
 /// The side of the picture that warms a pipeline up.
 const WARM_UP_PX: usize = 64;
 
@@ -77,21 +73,6 @@ impl InferencePipeline {
     /// [`Error::InvalidParameter`] for a prompt that cannot be tokenized.
     pub fn encode_text(&self, prompt: &str, clip_skip: usize) -> Result<EncodedText> {
         text::encode(&self.networks.text, self.spec.family, prompt, clip_skip)
-    }
-
-    /// Height and width of a request's pictures in pixels: what it asks for, else its picture's sides rounded down to what
-    /// the model draws, else the model's own.
-    fn size(&self, config: &SamplingConfig) -> (usize, usize) {
-        let unit = self.spec.vae.factor().max(SIDE_UNIT_PX);
-        let (height, width) = match &config.image {
-            // A region of the picture is drawn at the model's own size.
-            Some(picture) if config.inpaint_padding.is_none() => {
-                let side = |side: u32| side as usize / unit * unit;
-                (side(picture.height()), side(picture.width()))
-            }
-            _ => (self.info.height, self.info.width),
-        };
-        (config.height.unwrap_or(height), config.width.unwrap_or(width))
     }
 
     /// The latents of one image, with the image's own seed: `(1, c, h, w)` f32.
@@ -253,23 +234,11 @@ impl Generate for InferencePipeline {
 
     fn check(&self, config: &SamplingConfig) -> Result<()> {
         let factor = self.spec.vae.factor();
-        let (height, width) = self.size(config);
+        let (width, height) = self.info.size_for(config)?;
         for (field, side) in [("width", width), ("height", height)] {
             if side % factor != 0 {
                 return Err(Error::invalid(field, format!("is {side}; this model draws multiples of {factor}")));
             }
-        }
-        if let Some(picture) =
-            config.image.as_ref().filter(|_| !SIDES_PX.contains(&height) || !SIDES_PX.contains(&width))
-        {
-            let (from_width, from_height) = picture.dimensions();
-            let message = format!(
-                "has {from_width}x{from_height} pixels, which makes a drawing of {width}x{height}; {} to {} a side are \
-                 allowed, or name a width and a height",
-                SIDES_PX.start(),
-                SIDES_PX.end()
-            );
-            return Err(Error::invalid("image", message));
         }
         if width * height > self.info.limits.max_pixels {
             let most = self.info.limits.max_pixels;
@@ -303,7 +272,7 @@ impl InferencePipeline {
         watch: &Watch<'_>,
         warnings: &mut Vec<String>,
     ) -> Result<Drawing<'a>> {
-        let (height, width) = self.size(config);
+        let (width, height) = self.info.size_for(config)?;
         let factor = self.spec.vae.factor();
         let (options, schedule) = self.schedule(config)?;
         let conditioning = text::condition(&self.networks.text, &self.spec, config, (height, width), warnings)?;

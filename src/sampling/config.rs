@@ -13,7 +13,8 @@ use crate::{Error, Result};
 pub const MAX_PROMPT_CHARS: usize = 10_000;
 /// The largest seed: 2^53 - 1, the largest integer that JSON readers keep exactly.
 pub const MAX_SEED: u64 = (1 << 53) - 1;
-const SIDE_PX: std::ops::RangeInclusive<usize> = 64..=2048;
+/// The sides that a drawing may have, in pixels.
+pub const SIDE_PX: std::ops::RangeInclusive<usize> = 64..=2048;
 const STEPS: std::ops::RangeInclusive<usize> = 1..=150;
 const GUIDANCE: std::ops::RangeInclusive<f64> = 0.0..=30.0;
 const MAX_CLIP_SKIP: usize = 12;

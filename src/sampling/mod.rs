@@ -15,7 +15,7 @@ mod scheduler_options;
 mod timesteps;
 mod training;
 
-pub use config::{DEFAULT_STRENGTH, Limits, SamplerKind, SamplingConfig, SpacingKind};
+pub use config::{DEFAULT_STRENGTH, Limits, SIDE_PX, SamplerKind, SamplingConfig, SpacingKind};
 pub use level::noisy;
 pub use noise::NoiseGenerator;
 pub use prediction::{PredictionType, guide};

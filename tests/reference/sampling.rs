@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor};
 use darkroom::sampling::{
-    NoiseGenerator, Sampler, SamplerKind, Schedule, SchedulerConfig, SchedulerOptions, SpacingKind,
+    Asked, NoiseGenerator, Sampler, SamplerKind, Schedule, SchedulerConfig, SchedulerOptions, SpacingKind,
 };
 use serde::Deserialize;
 use serde_json::Value;
