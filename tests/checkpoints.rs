@@ -196,7 +196,7 @@ fn what_a_configuration_asks_for_and_is_not_there_is_named() {
             Value::from("timestep"),
             "class_embed_type is \"timestep\"; only null",
         ),
-        ("unet/config.json", "in_channels", Value::from(9), "in_channels is 9, the autoencoder's latent_channels 4"),
+        ("unet/config.json", "in_channels", Value::from(8), "in_channels is 8, the autoencoder's latent_channels 4"),
         ("unet/config.json", "cross_attention_dim", Value::from(77), "cross_attention_dim is 77, the text encoders'"),
         ("unet/config.json", "sample_size", Value::Null, "sample_size is missing"),
         ("vae/config.json", "scaling_factor", Value::from(0), "scaling_factor is 0"),

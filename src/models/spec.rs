@@ -108,8 +108,12 @@ const INDEX: &str = "model_index.json";
 const DEFAULTS: &str = "darkroom.json";
 const SCHEDULER: &str = "scheduler/scheduler_config.json";
 const VAE: &str = "vae/config.json";
-const PIPELINE: &str = "StableDiffusionPipeline";
-const PIPELINE_XL: &str = "StableDiffusionXLPipeline";
+/// The pipelines' classes in diffusers. Whether a checkpoint draws from text, from a picture or behind a mask is the
+/// request's to say; the UNet tells whether it is shown the mask.
+const PIPELINES: [&str; 3] = ["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", INPAINT];
+const PIPELINES_XL: [&str; 3] =
+    ["StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"];
+const INPAINT: &str = "StableDiffusionInpaintPipeline";
 /// The side in latents that early files of Stable Diffusion mean where they have a smaller one.
 const EARLY_SAMPLE_SIZE: usize = 64;
 
@@ -119,7 +123,7 @@ const PICTURE_PROMPTS: &str = "it is for pictures as prompts, which are not supp
 
 /// The keys of both pipelines. `null` for a component is a component that is missing, which is found when it is read.
 const INDEX_KEYS: KeyTable = KeyTable {
-    classes: &[PIPELINE, PIPELINE_XL],
+    classes: &[PIPELINES[0], PIPELINES[1], PIPELINES[2], PIPELINES_XL[0], PIPELINES_XL[1], PIPELINES_XL[2]],
     keys: &[
         Key::only("vae", &[r#"["diffusers", "AutoencoderKL"]"#], CLASS),
         Key::only("text_encoder", &[r#"["transformers", "CLIPTextModel"]"#], CLASS),
@@ -133,6 +137,7 @@ const INDEX_KEYS: KeyTable = KeyTable {
         Key::idle("feature_extractor", PICTURE_PROMPTS),
         Key::idle("image_encoder", PICTURE_PROMPTS),
         Key::null_counts("force_zeros_for_empty_prompt", "its default is true; None is false to diffusers' code"),
+        Key::only("requires_aesthetics_score", &["false"], "the refiner's score is not embedded"),
         Key::idle("add_watermarker", "pictures get no invisible mark"),
     ],
 };
@@ -153,7 +158,7 @@ impl ModelSpec {
     pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
         let index: ModelIndex =
             checkpoint.config(INDEX, "the index of a checkpoint in diffusers layout", &INDEX_KEYS)?;
-        let encoders = if index.class_name == PIPELINE_XL { 2 } else { 1 };
+        let encoders = if PIPELINES_XL.contains(&index.class_name.as_str()) { 2 } else { 1 };
         let text_encoders = TEXT[..encoders]
             .iter()
             .map(|&(folder, tokenizer, file)| {
@@ -177,13 +182,17 @@ impl ModelSpec {
             _ => Family::StableDiffusion2,
         };
         if family != Family::StableDiffusionXl {
-            // diffusers' StableDiffusionPipeline overrides these three, which early files have wrong.
+            // diffusers' pipelines override these, which early files have wrong.
             if unet.is_before_0_9() && matches!(unet.sample_size, Some(PerBlock::One(side)) if side < EARLY_SAMPLE_SIZE)
             {
                 unet.sample_size = Some(PerBlock::One(EARLY_SAMPLE_SIZE));
             }
             scheduler.set("steps_offset", Setting::Number(1.0));
-            scheduler.set("clip_sample", Setting::Flag(false));
+            if index.class_name == INPAINT {
+                scheduler.set("skip_prk_steps", Setting::Flag(true));
+            } else {
+                scheduler.set("clip_sample", Setting::Flag(false));
+            }
         }
         let (default_steps, default_guidance_scale) = defaults(checkpoint, family)?;
         let spec = Self {
@@ -204,7 +213,7 @@ impl ModelSpec {
     fn check(&self, checkpoint: &Checkpoint) -> Result<()> {
         let latents = self.vae.latent_channels;
         for (key, channels) in [("in_channels", self.unet.in_channels), ("out_channels", self.unet.out_channels)] {
-            if channels != latents {
+            if channels != latents && !(key == "in_channels" && self.shows_mask()) {
                 let message = format!(
                     "{key} is {channels}, the autoencoder's latent_channels {latents}; they have to be the same"
                 );
@@ -245,6 +254,12 @@ impl ModelSpec {
             return Err(checkpoint.unsupported(UNET, "sample_size is missing; a picture's side in latents is needed"));
         }
         Ok(())
+    }
+
+    /// Whether the denoiser was made for inpainting: it is shown latents, the mask, and the latents of what is kept.
+    #[must_use]
+    pub fn shows_mask(&self) -> bool {
+        self.unet.in_channels == 2 * self.vae.latent_channels + 1
     }
 
     /// The native picture's height and width in pixels.
@@ -300,7 +315,8 @@ mod tests {
     #[test]
     fn every_key_of_the_pipelines_is_in_the_table() {
         // Each pipeline lacks keys of the other, which have reasons in the table.
-        assert_complete(&INDEX_KEYS, "StableDiffusionPipeline");
-        assert_complete(&INDEX_KEYS, "StableDiffusionXLPipeline");
+        for class in PIPELINES.into_iter().chain(PIPELINES_XL) {
+            assert_complete(&INDEX_KEYS, class);
+        }
     }
 }

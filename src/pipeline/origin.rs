@@ -5,7 +5,7 @@
 //! sample, of the picture without what is repainted, which only checkpoints made for inpainting look at.
 
 use candle_core::{DType, Device, Tensor};
-use image::{DynamicImage, GrayImage, RgbImage};
+use image::{DynamicImage, GrayImage, Luma, RgbImage};
 
 use crate::{
     Error, Result,
@@ -18,9 +18,17 @@ use crate::{
 /// A mask's value from which on a pixel is drawn anew.
 const WHITE: u8 = 128;
 
-/// The picture that a request brings along.
+/// What a drawing starts from besides noise.
 #[derive(Debug)]
 pub(super) struct Origin {
+    /// The picture that a request brings along.
+    picture: Option<Picture>,
+    /// What a denoiser that was made for inpainting is shown; then it keeps by itself what is to be kept.
+    shown: Option<Shown>,
+}
+
+#[derive(Debug)]
+struct Picture {
     /// What the drawing is put back into, where there is a mask.
     canvas: RgbImage,
     /// The part of the canvas that is drawn.
@@ -38,12 +46,23 @@ struct Mask {
     latents: Tensor,
 }
 
+/// The mask, and the picture without what is drawn anew.
+#[derive(Debug)]
+struct Shown {
+    /// One where latents are drawn anew: `(1, 1, h, w)` f32.
+    mask: Tensor,
+    /// What the encoder makes of the picture, grey where it is drawn anew.
+    encoded: LatentDistribution,
+}
+
 /// The start of one image, with its own noise.
 #[derive(Debug)]
 pub(super) struct Start {
     /// The latents of the first step: `(1, c, h, w)` f32.
     pub(super) latents: Tensor,
     kept: Option<Kept>,
+    /// The mask's latents and those of the picture without what is drawn anew: `(1, 1 + c, h, w)` f32.
+    shown: Option<Tensor>,
 }
 
 /// What is put back after each look at the network.
@@ -57,7 +76,7 @@ struct Kept {
 /// A request's picture and mask, and how large the drawing is.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Given<'a> {
-    pub(super) picture: &'a RgbImage,
+    pub(super) picture: Option<&'a RgbImage>,
     pub(super) mask: Option<&'a GrayImage>,
     pub(super) mask_blur: f32,
     /// Draws the region of the mask with this margin alone, at the full size of the drawing.
@@ -66,6 +85,9 @@ pub(super) struct Given<'a> {
     pub(super) size: (usize, usize),
     /// Pixels per latent, along a side.
     pub(super) factor: usize,
+    /// Whether the denoiser is shown the mask and what is kept. Where a request gives neither, it draws all of a picture
+    /// anew.
+    pub(super) shows_mask: bool,
 }
 
 impl Origin {
@@ -78,36 +100,21 @@ impl Origin {
     pub(super) fn new(
         given: Given<'_>,
         device: &Device,
-        encode: impl FnOnce(&Tensor) -> Result<LatentDistribution>,
+        encode: impl Fn(&Tensor) -> Result<LatentDistribution>,
     ) -> Result<Self> {
         let drawing = Region { x: 0, y: 0, width: side(given.size.1), height: side(given.size.0) };
-        // A region is cut out of the picture as it is; without one, the picture takes the drawing's size first.
-        let (width, height) = match given.padding {
-            Some(_) => given.picture.dimensions(),
-            None => (drawing.width, drawing.height),
-        };
-        let canvas = resize(given.picture, width, height);
-        let mask = given.mask.map(|mask| process_mask(&DynamicImage::ImageLuma8(mask.clone()), width, height));
-        let (region, inner) = match (given.padding, &mask) {
-            (Some(padding), Some(mask)) => {
-                let black = || Error::invalid("mask", "is black everywhere, so that there is nothing to draw anew");
-                let region = Region::around(mask, padding, (drawing.width, drawing.height)).ok_or_else(black)?;
-                (region, region.fitted(drawing.width, drawing.height))
+        let (prepared, drawn) = match given.picture {
+            Some(picture) => {
+                let (prepared, drawn) = Picture::new(picture, given, drawing, device, &encode)?;
+                (Some(prepared), Some(drawn))
             }
-            _ => (drawing, drawing),
+            None => (None, None),
         };
-        let encoded = encode(&to_pixels(&fit(&region.of(&canvas), inner, drawing), device)?)?;
-        let mask = match mask {
-            Some(mask) => {
-                let latents = latents_mask(&fit(&region.of(&mask), inner, drawing), given.factor, device)?;
-                Some(Mask { pixels: faded(mask, given.mask_blur), latents })
-            }
-            None => None,
-        };
-        Ok(Self { canvas, region, mask, encoded })
+        let shown = given.shows_mask.then(|| Shown::new(drawn, drawing, given.factor, device, &encode)).transpose()?;
+        Ok(Self { picture: prepared, shown })
     }
 
-    /// The start of one image. `noise` is the image's own.
+    /// The start of one image of latents of `shape`, `(1, c, h, w)`. `noise` is the image's own.
     ///
     /// # Errors
     ///
@@ -118,29 +125,102 @@ impl Origin {
         schedule: &Schedule,
         strength: f64,
         noise: &mut NoiseGenerator,
+        shape: (usize, usize, usize, usize),
     ) -> Result<Start> {
-        let mean = &self.encoded.mean;
-        let mut fresh =
-            || Ok::<_, crate::Error>(Tensor::from_vec(noise.normals(mean.elem_count()), mean.shape(), mean.device())?);
-        let deviation = (&self.encoded.log_variance * 0.5)?.exp()?;
-        let sample = (mean + (deviation * fresh()?)?)?;
-        let picture = vae.normalise(&sample)?;
-        let added = fresh()?;
-        if self.mask.is_some() {
-            fresh()?;
-        }
-        // With a mask, a strength of one leaves nothing of the picture where it is drawn anew.
-        let latents = if strength >= 1.0 && self.mask.is_some() {
-            (&added * schedule.initial_scale)?
-        } else {
-            noisy(&picture, &added, schedule.steps[0].level.sigma)?
+        let device = self.device();
+        let count = shape.1 * shape.2 * shape.3;
+        let mut fresh = || Ok::<_, Error>(Tensor::from_vec(noise.normals(count), shape, &device)?);
+        let has_mask = self.shown.is_some() || self.picture.as_ref().is_some_and(|picture| picture.mask.is_some());
+        // With a mask, a strength of one leaves nothing of the picture where it is drawn anew; a denoiser that is shown the
+        // mask then needs the picture for nothing else.
+        let from_noise = has_mask && strength >= 1.0;
+        let picture = match &self.picture {
+            Some(picture) if self.shown.is_none() || !from_noise => {
+                Some(vae.normalise(&sample(&picture.encoded, fresh()?)?)?)
+            }
+            _ => None,
         };
-        let kept = self.mask.as_ref().map(|mask| Kept { mask: mask.latents.clone(), picture, noise: added });
-        Ok(Start { latents, kept })
+        let added = fresh()?;
+        let latents = match &picture {
+            Some(picture) if !from_noise => noisy(picture, &added, schedule.steps[0].level.sigma)?,
+            _ => (&added * schedule.initial_scale)?,
+        };
+        // diffusers samples the picture without what is drawn anew for every mask, and then uses it or not.
+        let without = if has_mask { Some(fresh()?) } else { None };
+        let shown = match (&self.shown, without) {
+            (Some(shown), Some(fresh)) => {
+                let kept = vae.normalise(&sample(&shown.encoded, fresh)?)?;
+                Some(Tensor::cat(&[&shown.mask, &kept], 1)?)
+            }
+            _ => None,
+        };
+        let mask = self.picture.as_ref().and_then(|picture| picture.mask.as_ref());
+        let kept = match (mask, picture) {
+            (Some(mask), Some(picture)) if shown.is_none() => {
+                Some(Kept { mask: mask.latents.clone(), picture, noise: added })
+            }
+            _ => None,
+        };
+        Ok(Start { latents, kept, shown })
+    }
+
+    fn device(&self) -> Device {
+        let encoded = self.picture.as_ref().map(|picture| &picture.encoded);
+        let encoded = encoded.or_else(|| self.shown.as_ref().map(|shown| &shown.encoded));
+        encoded.map_or(Device::Cpu, |encoded| encoded.mean.device().clone())
+    }
+
+    /// The picture with what was drawn in it.
+    pub(super) fn put_back(&self, drawn: RgbImage) -> RgbImage {
+        match &self.picture {
+            Some(picture) => picture.put_back(drawn),
+            None => drawn,
+        }
+    }
+}
+
+/// A picture and its mask at the size of a drawing: 128 and more is drawn anew.
+type Drawn = (RgbImage, Option<GrayImage>);
+
+impl Picture {
+    /// What a request's picture becomes, and the picture and the mask as the drawing sees them.
+    fn new(
+        picture: &RgbImage,
+        given: Given<'_>,
+        drawing: Region,
+        device: &Device,
+        encode: &impl Fn(&Tensor) -> Result<LatentDistribution>,
+    ) -> Result<(Self, Drawn)> {
+        // A region is cut out of the picture as it is; without one, the picture takes the drawing's size first.
+        let (width, height) = match given.padding {
+            Some(_) => picture.dimensions(),
+            None => (drawing.width, drawing.height),
+        };
+        let canvas = resize(picture, width, height);
+        let mask = given.mask.map(|mask| process_mask(&DynamicImage::ImageLuma8(mask.clone()), width, height));
+        let (region, inner) = match (given.padding, &mask) {
+            (Some(padding), Some(mask)) => {
+                let black = || Error::invalid("mask", "is black everywhere, so that there is nothing to draw anew");
+                let region = Region::around(mask, padding, (drawing.width, drawing.height)).ok_or_else(black)?;
+                (region, region.fitted(drawing.width, drawing.height))
+            }
+            _ => (drawing, drawing),
+        };
+        let drawn = fit(&region.of(&canvas), inner, drawing);
+        let encoded = encode(&to_pixels(&drawn, device)?)?;
+        let drawn_mask = mask.as_ref().map(|mask| fit(&region.of(mask), inner, drawing));
+        let mask = match (mask, &drawn_mask) {
+            (Some(mask), Some(drawn)) => {
+                let latents = latents_mask(drawn, given.factor, device)?;
+                Some(Mask { pixels: faded(mask, given.mask_blur), latents })
+            }
+            _ => None,
+        };
+        Ok((Self { canvas, region, mask, encoded }, (drawn, drawn_mask)))
     }
 
     /// The picture with what was drawn in it: outside of the mask and of where it fades it is the canvas, byte for byte.
-    pub(super) fn put_back(&self, drawn: RgbImage) -> RgbImage {
+    fn put_back(&self, drawn: RgbImage) -> RgbImage {
         let Some(mask) = &self.mask else { return drawn };
         let drawn = cover(&drawn, self.region.width, self.region.height);
         let mut picture = self.canvas.clone();
@@ -154,6 +234,31 @@ impl Origin {
         }
         picture
     }
+}
+
+impl Shown {
+    fn new(
+        drawn: Option<Drawn>,
+        drawing: Region,
+        factor: usize,
+        device: &Device,
+        encode: &impl Fn(&Tensor) -> Result<LatentDistribution>,
+    ) -> Result<Self> {
+        let (width, height) = (drawing.width, drawing.height);
+        let (picture, mask) = drawn.unwrap_or_else(|| (RgbImage::new(width, height), None));
+        let mask = mask.unwrap_or_else(|| GrayImage::from_pixel(width, height, Luma([u8::MAX])));
+        let kept: Vec<f32> = mask.iter().map(|value| f32::from(u8::from(*value < WHITE))).collect();
+        let kept = Tensor::from_vec(kept, (1, 1, height as usize, width as usize), device)?;
+        // Grey is zero.
+        let encoded = encode(&to_pixels(&picture, device)?.broadcast_mul(&kept)?)?;
+        Ok(Self { mask: latents_mask(&mask, factor, device)?, encoded })
+    }
+}
+
+/// A sample of what latents may be (Kingma and Welling 2014, section 2.4), from unit noise.
+fn sample(encoded: &LatentDistribution, noise: Tensor) -> Result<Tensor> {
+    let deviation = (&encoded.log_variance * 0.5)?.exp()?;
+    Ok((&encoded.mean + (deviation * noise)?)?)
 }
 
 /// A part of a picture on the canvas of a drawing, at `inner`, its edges continued to the canvas's.
@@ -187,7 +292,19 @@ fn faded(mut mask: GrayImage, blur: f32) -> GrayImage {
 impl Start {
     /// The start of an image that is drawn from noise alone.
     pub(super) fn of_noise(latents: Tensor) -> Self {
-        Self { latents, kept: None }
+        Self { latents, kept: None, shown: None }
+    }
+
+    /// What the denoiser sees: latents, and the mask and what is kept behind them if it was made for that.
+    ///
+    /// # Errors
+    ///
+    /// The tensor library's.
+    pub(super) fn seen(&self, latents: &Tensor) -> Result<Tensor> {
+        Ok(match &self.shown {
+            Some(shown) => Tensor::cat(&[latents, shown], 1)?,
+            None => latents.clone(),
+        })
     }
 
     /// Puts back what is kept, with noise up to `sigma`; without any at the drawing's end.

@@ -85,7 +85,7 @@ impl InferencePipeline {
         let steps = &drawing.schedule.steps;
         for (number, step) in steps.iter().enumerate() {
             let asked = Asked {
-                denoise: &mut |x, level| self.predict(drawing, x, level, watch),
+                denoise: &mut |x, level| self.predict(drawing, &start, x, level, watch),
                 between: &mut |x, level| start.keep(x, Some(level.sigma)),
                 noise: &mut noise,
             };
@@ -109,19 +109,28 @@ impl InferencePipeline {
 
     /// What one image is denoised from.
     fn start(&self, drawing: &Drawing, noise: &mut NoiseGenerator) -> Result<Start> {
-        if let Some(origin) = &drawing.origin {
-            return origin.start(&self.networks.vae, &drawing.schedule, drawing.config.strength, noise);
-        }
         let shape = (1, self.spec.vae.latent_channels, drawing.latent_size.0, drawing.latent_size.1);
+        if let Some(origin) = &drawing.origin {
+            // Without a picture there is nothing to keep a part of.
+            let strength = if drawing.config.image.is_some() { drawing.config.strength } else { 1.0 };
+            return origin.start(&self.networks.vae, &drawing.schedule, strength, noise, shape);
+        }
         let values = noise.normals(shape.1 * shape.2 * shape.3);
         let latents = Tensor::from_vec(values, shape, &self.networks.device)?;
         Ok(Start::of_noise((latents * drawing.schedule.initial_scale)?))
     }
 
     /// What the network takes the picture to be: `(x, level) → x₀`, guided where that was asked for.
-    fn predict(&self, drawing: &Drawing, x: &Tensor, level: Level, watch: &mut Watch<'_>) -> Result<Tensor> {
+    fn predict(
+        &self,
+        drawing: &Drawing,
+        start: &Start,
+        x: &Tensor,
+        level: Level,
+        watch: &mut Watch<'_>,
+    ) -> Result<Tensor> {
         watch.go_on()?;
-        let output = self.networks.unet.forward(x, level.timestep, &drawing.prepared)?;
+        let output = self.networks.unet.forward(&start.seen(x)?, level.timestep, &drawing.prepared)?;
         let output =
             if text::is_guided(drawing.config) { guide(&output, drawing.config.guidance_scale)? } else { output };
         drawing.options.prediction_type.denoised(x, &output, level.sigma)
@@ -277,19 +286,25 @@ impl InferencePipeline {
         let (options, schedule) = self.schedule(config)?;
         let conditioning = text::condition(&self.networks.text, &self.spec, config, (height, width), warnings)?;
         let prepared = self.networks.unet.prepare(&conditioning)?;
-        let origin = match &config.image {
-            Some(picture) => {
-                watch.go_on()?;
-                Some(self.origin(config, picture, (height, width))?)
-            }
-            None => None,
+        let origin = if config.image.is_some() || self.spec.shows_mask() {
+            watch.go_on()?;
+            Some(self.origin(config, (height, width))?)
+        } else {
+            None
         };
         Ok(Drawing { config, options, schedule, prepared, origin, latent_size: (height / factor, width / factor) })
     }
 
-    fn origin(&self, config: &SamplingConfig, picture: &RgbImage, size: (usize, usize)) -> Result<Origin> {
-        let (mask, factor) = (config.mask.as_deref(), self.spec.vae.factor());
-        let given = Given { picture, mask, mask_blur: config.mask_blur, padding: config.inpaint_padding, size, factor };
+    fn origin(&self, config: &SamplingConfig, size: (usize, usize)) -> Result<Origin> {
+        let given = Given {
+            picture: config.image.as_deref(),
+            mask: config.mask.as_deref(),
+            mask_blur: config.mask_blur,
+            padding: config.inpaint_padding,
+            size,
+            factor: self.spec.vae.factor(),
+            shows_mask: self.spec.shows_mask(),
+        };
         Origin::new(given, &self.networks.device, |pixels| self.encode(pixels))
     }
 }

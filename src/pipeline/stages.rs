@@ -68,7 +68,7 @@ impl InferencePipeline {
                 let conditioning =
                     text::condition(&self.networks.text, &self.spec, &config, (side_px, side_px), &mut Vec::new())?;
                 let prepared = self.networks.unet.prepare(&conditioning)?;
-                let latents = noise(1, latent_channels, side)?;
+                let latents = noise(1, self.spec.unet.in_channels, side)?;
                 Box::new(move || {
                     self.networks.unet.forward(&latents, TIMESTEP, &prepared)?;
                     Ok(device.synchronize()?)

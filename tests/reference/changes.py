@@ -10,6 +10,7 @@ from diffusers import (
     StableDiffusionInpaintPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLInpaintPipeline,
+    UNet2DConditionModel,
 )
 from PIL import Image
 
@@ -111,6 +112,54 @@ def write_changes(pipe, folder):
         rows.append({"name": name, **case})
     write_compact(folder / "changes.json", rows)
     write_tensors(folder / "changes.safetensors", tensors)
+
+
+def inpainting_unet(unet):
+    """The UNet with five more input channels, as one that was made for inpainting: a mask and what is kept."""
+    channels = unet.config.in_channels
+    made = UNet2DConditionModel.from_config(unet.config, in_channels=2 * channels + 1)
+    weights = unet.state_dict()
+    first = weights["conv_in.weight"]
+    more = torch.from_numpy(np.random.default_rng(9).standard_normal((first.shape[0], channels + 1, 3, 3)))
+    # Loud enough to be seen, and exact in half precision.
+    more = (more.float() * first.std()).half().float()
+    weights["conv_in.weight"] = torch.cat([first, more], 1)
+    made.load_state_dict(weights)
+    return made.eval()
+
+
+def inpainting_cases(pipe, config):
+    own = OWN[config["_class_name"]]
+    usual = {**USUAL, "strength": 1.0, "mask": True, "padding": None, "text_alone": False}
+    found = [
+        ("whole", {"sampler": own}),
+        ("part", {"sampler": own, "strength": 0.6, "negative_prompt": NEGATIVE}),
+        ("ancestral", {"sampler": "euler_ancestral", "strength": 0.75}),
+        ("heun", {"sampler": "heun", "strength": 0.5}),
+        ("unguided", {"sampler": "dpmpp_2m", "schedule": "karras", "guidance_scale": 1.0}),
+        ("region", {"sampler": own, "padding": 4, "strength": 0.8}),
+    ]
+    if is_xl(pipe):
+        # A white mask: nothing of the picture is seen. The other tiny autoencoder gives grey deviations in the
+        # thousands, so that rounding alone decides its picture: one millionth on its weights is 43 dB.
+        found.append(("text_alone", {"sampler": own, "text_alone": True}))
+    return [(name, {**usual, **case}) for name, case in found]
+
+
+def write_inpainting(pipe, folder):
+    """Pictures by a checkpoint that was made for inpainting, and the weights that are its own."""
+    config = pipe.scheduler.config
+    pipe.unet = inpainting_unet(pipe.unet)
+    picture, mask = input_picture(3), input_mask()
+    white = Image.new("L", INPUT_SIZE, 255)
+    rows, tensors = [], {"conv_in.weight": pipe.unet.state_dict()["conv_in.weight"]}
+    for name, case in inpainting_cases(pipe, config):
+        drawn = draw(pipe, config, case, picture, white if case["text_alone"] else mask)
+        whole = case["padding"] is None
+        tensors[name] = decode(pipe, drawn) if whole else torch.from_numpy(np.array(drawn[0]))
+        rows.append({"name": name, **case})
+    write_compact(folder / "inpainting.json", rows)
+    write_tensors(folder / "inpainting.safetensors", tensors)
 
 
 def write_inputs(folder):

@@ -2,12 +2,31 @@
 
 import inspect
 
-from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextConfig
 
 from checkpoints import write_json
 
-CLASSES = [UNet2DConditionModel, AutoencoderKL, CLIPTextConfig, StableDiffusionPipeline, StableDiffusionXLPipeline]
+CLASSES = [
+    UNet2DConditionModel,
+    AutoencoderKL,
+    CLIPTextConfig,
+    StableDiffusionPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionXLPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+]
 
 
 def keys(kind):

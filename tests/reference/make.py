@@ -46,6 +46,8 @@ def write_all_changes():
     changes.write_inputs(DATA / "inputs")
     for name in CHECKPOINTS:
         changed(name)
+    for name in ("sd15", "sdxl"):
+        changes.write_inpainting(expected.load(name, DATA / name / "model"), DATA / name)
 
 
 def main():

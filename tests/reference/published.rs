@@ -6,13 +6,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use candle_core::Tensor;
 use darkroom::{
     models::{Checkpoint, Family, ModelSource, ModelSpec},
     pipeline::{Generate, Unwatched},
     sampling::SamplingConfig,
 };
 
-use crate::support::{data, load, psnr, tensors};
+use crate::support::{copy_folder, data, load, make_for_inpainting, psnr, tensors};
 
 /// The lines of `pictures.rs` hold as many dB.
 const LEAST_PSNR: f64 = 50.0;
@@ -25,13 +26,17 @@ struct Published {
     /// The tiny checkpoint whose weights draw, and the layout of its UNet where that is another.
     tiny: &'static str,
     layout: Option<&'static str>,
+    /// Whether its denoiser was made for inpainting.
+    inpaints: bool,
 }
 
 const fn published(name: &'static str, family: Family, side: usize, tiny: &'static str) -> Published {
-    Published { name, family, side, tiny, layout: None }
+    Published { name, family, side, tiny, layout: None, inpaints: false }
 }
 
-const DRAWN: [Published; 7] = [
+const DRAWN: [Published; 9] = [
+    Published { inpaints: true, ..published("sd-inpainting-1.5", Family::StableDiffusion1, 512, "sd15") },
+    Published { inpaints: true, ..published("sd-inpainting-2", Family::StableDiffusion2, 512, "sd2") },
     published("sd-1.5", Family::StableDiffusion1, 512, "sd15"),
     published("sd-2.1", Family::StableDiffusion2, 768, "sd2"),
     published("sd-turbo", Family::StableDiffusion2, 512, "sd2"),
@@ -42,12 +47,10 @@ const DRAWN: [Published; 7] = [
 ];
 
 /// Published checkpoints that need what is not there: the file, and what is said of it.
-const REFUSED: [(&str, &str); 5] = [
-    ("sdxl-refiner-1.0", "model_index.json: _class_name is \"StableDiffusionXLImg2ImgPipeline\""),
+const REFUSED: [(&str, &str); 3] = [
+    ("sdxl-refiner-1.0", "model_index.json: requires_aesthetics_score is true; only false is supported"),
     ("lcm-dreamshaper-v7", "model_index.json: _class_name is \"LatentConsistencyModelPipeline\""),
     ("playground-2.5", "is \"EDMDPMSolverMultistepScheduler\""),
-    ("sd-inpainting-1.5", "model_index.json: _class_name is \"StableDiffusionInpaintPipeline\""),
-    ("sd-inpainting-2", "model_index.json: _class_name is \"StableDiffusionInpaintPipeline\""),
 ];
 
 /// Keys that say how large a tensor is or how many there are; the tiny checkpoint's values take their place.
@@ -105,19 +108,6 @@ fn full_size(name: &str) -> tempfile::TempDir {
     folder
 }
 
-fn copy_folder(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_folder(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
-
 /// A tiny checkpoint with the keys of a published one: only sizes are its own.
 fn tiny(published: &Published) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -137,6 +127,12 @@ fn tiny(published: &Published) -> tempfile::TempDir {
             };
         }
         write(root, &file, &object);
+    }
+    if published.inpaints {
+        make_for_inpainting(root, |first| {
+            let more = [first, first, &first.narrow(1, 0, 1).unwrap()];
+            Tensor::cat(&more, 1).unwrap()
+        });
     }
     folder
 }

@@ -1,6 +1,10 @@
 //! Reading the reference data, and distances from it.
 
-use std::{collections::HashMap, path::PathBuf};
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use candle_core::{DType, Device, Tensor};
 use darkroom::{
@@ -75,4 +79,41 @@ pub fn psnr(found: &[u8], wanted: &[u8]) -> f64 {
     let square = |(a, b): (&u8, &u8)| f64::from(a.abs_diff(*b)).powi(2);
     let mean = found.iter().zip(wanted).map(square).sum::<f64>() / found.len() as f64;
     10.0 * (255.0 * 255.0 / mean).log10()
+}
+
+/// Copies a folder and all that is in it.
+pub fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// Gives the denoiser of a checkpoint with four latent channels five more inputs: a mask and what is kept. `widen` makes
+/// the first layer's weights, `(o, 9, 3, 3)`, from those that it has.
+pub fn make_for_inpainting(root: &Path, widen: impl FnOnce(&Tensor) -> Tensor) {
+    let config = root.join("unet/config.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    json["in_channels"] = 9.into();
+    fs::write(config, json.to_string()).unwrap();
+    let first = "conv_in.weight";
+    for entry in fs::read_dir(root.join("unet")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "safetensors") {
+            let mut unet = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+            // Of shards, one has it.
+            if let Some(old) = unet.remove(first) {
+                let wide = widen(&old).to_dtype(old.dtype()).unwrap();
+                unet.insert(first.to_owned(), wide);
+                return candle_core::safetensors::save(&unet, path).unwrap();
+            }
+        }
+    }
+    panic!("no weights of a first layer");
 }
