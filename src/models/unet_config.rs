@@ -12,7 +12,7 @@ use serde::{
 use super::Checkpoint;
 use crate::{
     Result as Outcome,
-    json::keys::{Key, KeyTable},
+    json::keys::{Class, Key, KeyTable},
     nn::{Activation, Sinusoids},
 };
 
@@ -164,9 +164,6 @@ pub type SampleSize = PerBlock;
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct UnetConfig {
-    /// The class in diffusers.
-    #[serde(rename = "_class_name")]
-    pub class_name: Option<String>,
     /// The version of diffusers that wrote the file.
     #[serde(rename = "_diffusers_version")]
     pub diffusers_version: Option<String>,
@@ -221,7 +218,6 @@ impl Default for UnetConfig {
     fn default() -> Self {
         let names = |first: &str, name: &str, last: &str| [first, name, name, last].map(str::to_owned).to_vec();
         Self {
-            class_name: None,
             diffusers_version: None,
             sample_size: None,
             in_channels: 4,
@@ -265,7 +261,7 @@ const IMAGES: &str = "the denoiser is told text alone";
 /// The keys of `UNet2DConditionModel`. For each key that is not named as an exception, diffusers fails with `null` or
 /// does what it does without the key.
 const KEYS: KeyTable = KeyTable {
-    classes: &["UNet2DConditionModel"],
+    class: Class::Named("UNet2DConditionModel"),
     keys: &[
         Key::honoured("sample_size"),
         Key::honoured("in_channels"),
