@@ -197,6 +197,7 @@ fn what_a_configuration_asks_for_and_is_not_there_is_named() {
             "class_embed_type is \"timestep\"; only null",
         ),
         ("unet/config.json", "in_channels", Value::from(9), "in_channels is 9, the autoencoder's latent_channels 4"),
+        ("vae/config.json", "act_fn", Value::from("relu"), "act_fn is \"relu\"; supported are \"silu\", \"swish\""),
         ("unet/config.json", "cross_attention_dim", Value::from(77), "cross_attention_dim is 77, the text encoders'"),
         ("unet/config.json", "sample_size", Value::Null, "sample_size is missing"),
         ("vae/config.json", "scaling_factor", Value::from(0), "scaling_factor is 0"),
@@ -210,6 +211,14 @@ fn what_a_configuration_asks_for_and_is_not_there_is_named() {
         let path = folder.path().join(file);
         assert!(message.starts_with(&path.display().to_string()) && message.contains(said), "{message}");
     }
+}
+
+#[test]
+fn a_denoiser_of_another_pipeline_is_named() {
+    let folder = copy("sdxl");
+    set(folder.path(), "unet/config.json", "addition_embed_type", Value::Null);
+    let said = "unet/config.json: addition_embed_type is null, which does not fit the pipeline in model_index.json";
+    assert!(refused(folder.path()).ends_with(said), "{}", refused(folder.path()));
 }
 
 /// Removes one key of a JSON file.

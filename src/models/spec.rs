@@ -226,8 +226,8 @@ impl ModelSpec {
         }
         let xl = self.family == Family::StableDiffusionXl;
         if xl != self.unet.addition_embed_type.is_some() {
-            let kind = &self.unet.addition_embed_type;
-            let message = format!("addition_embed_type is {kind:?}, which does not fit the pipeline in {INDEX}");
+            let kind = self.unet.addition_embed_type.as_ref().map_or("null".to_owned(), |kind| format!("{kind:?}"));
+            let message = format!("addition_embed_type is {kind}, which does not fit the pipeline in {INDEX}");
             return Err(checkpoint.unsupported(UNET, message));
         }
         if let (true, Some(width), Some(inputs)) =

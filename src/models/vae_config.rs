@@ -3,10 +3,7 @@
 use serde::Deserialize;
 
 use super::unet_config::null_is_off;
-use crate::{
-    json::keys::{Class, Key, KeyTable},
-    nn::Activation,
-};
+use crate::json::keys::{Class, Key, KeyTable};
 
 /// The configuration of diffusers' `AutoencoderKL`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -28,8 +25,6 @@ pub struct VaeConfig {
     pub layers_per_block: usize,
     /// Groups of the norms.
     pub norm_num_groups: usize,
-    /// The non-linearity.
-    pub act_fn: Activation,
     /// Latents are divided by this before they are decoded.
     pub scaling_factor: f64,
     /// Taken from latents by other pipelines; see [`leave_out_unread`](Self::leave_out_unread).
@@ -63,7 +58,6 @@ impl Default for VaeConfig {
             up_block_types: vec![UP_BLOCK.to_owned()],
             layers_per_block: 1,
             norm_num_groups: 32,
-            act_fn: Activation::Silu,
             scaling_factor: 0.18215,
             shift_factor: None,
             latents_mean: None,
@@ -92,7 +86,7 @@ pub(super) const KEYS: KeyTable = KeyTable {
         Key::honoured("up_block_types"),
         Key::honoured("block_out_channels"),
         Key::honoured("layers_per_block"),
-        Key::honoured("act_fn"),
+        Key::only("act_fn", &["\"silu\"", "\"swish\""], "two names of the one non-linearity of Stable Diffusion"),
         Key::honoured("latent_channels"),
         Key::honoured("norm_num_groups"),
         Key::idle("sample_size", "it is the side of diffusers' tiles, which are off unless asked for"),
@@ -127,9 +121,6 @@ impl VaeConfig {
             if let Some(unknown) = types.iter().find(|name| *name != supported) {
                 return Err(format!("{key} has {unknown:?}; only {supported} is supported"));
             }
-        }
-        if self.act_fn != Activation::Silu {
-            return Err(format!("act_fn is {:?}; only \"silu\" is supported", self.act_fn));
         }
         for (key, channels) in [("in_channels", self.in_channels), ("out_channels", self.out_channels)] {
             if channels != 3 {
