@@ -197,10 +197,10 @@ fn what_a_configuration_asks_for_and_is_not_there_is_named() {
             "class_embed_type is \"timestep\"; only null",
         ),
         ("unet/config.json", "in_channels", Value::from(8), "in_channels is 8, the autoencoder's latent_channels 4"),
+        ("vae/config.json", "act_fn", Value::from("relu"), "act_fn is \"relu\"; supported are \"silu\", \"swish\""),
         ("unet/config.json", "cross_attention_dim", Value::from(77), "cross_attention_dim is 77, the text encoders'"),
         ("unet/config.json", "sample_size", Value::Null, "sample_size is missing"),
         ("vae/config.json", "scaling_factor", Value::from(0), "scaling_factor is 0"),
-        ("vae/config.json", "_class_name", Value::from("VQModel"), "_class_name is \"VQModel\""),
         ("text_encoder/config.json", "num_attention_heads", Value::from(7), "num_attention_heads is 7"),
         ("text_encoder/config.json", "hidden_act", Value::from("relu"), "hidden_act is \"relu\"; supported are"),
     ];
@@ -211,6 +211,14 @@ fn what_a_configuration_asks_for_and_is_not_there_is_named() {
         let path = folder.path().join(file);
         assert!(message.starts_with(&path.display().to_string()) && message.contains(said), "{message}");
     }
+}
+
+#[test]
+fn a_denoiser_of_another_pipeline_is_named() {
+    let folder = copy("sdxl");
+    set(folder.path(), "unet/config.json", "addition_embed_type", Value::Null);
+    let said = "unet/config.json: addition_embed_type is null, which does not fit the pipeline in model_index.json";
+    assert!(refused(folder.path()).ends_with(said), "{}", refused(folder.path()));
 }
 
 /// Removes one key of a JSON file.
@@ -367,6 +375,25 @@ fn null_says_what_diffusers_makes_of_it() {
     set(folder.path(), "model_index.json", "force_zeros_for_empty_prompt", Value::Null);
     set(folder.path(), "vae/config.json", "force_upcast", Value::Null);
     assert!(!spec(folder.path()).force_zeros_for_empty_prompt && !spec(folder.path()).vae.force_upcast);
+}
+
+#[test]
+fn keys_that_a_pipeline_of_diffusers_does_not_look_at_change_no_picture() {
+    let draw = |root: &Path| load(root).unwrap().generate(&config(2), &mut Told::default()).unwrap().images.remove(0);
+    for (name, alike) in [("sd15", true), ("sdxl", false)] {
+        let plain = draw(&reference(name));
+        let folder = copy(name);
+        let root = folder.path();
+        set(root, "vae/config.json", "shift_factor", json!(4.0));
+        // The index names the classes.
+        set(root, "vae/config.json", "_class_name", json!("FlaxAutoencoderKL"));
+        set(root, "unet/config.json", "_class_name", json!("FlaxUNet2DConditionModel"));
+        set(root, "vae/config.json", "latents_mean", json!([3.0, -2.0, 1.0, 4.0]));
+        assert_eq!(bytes(&draw(root)), bytes(&plain), "{name}: one of two");
+        // Stable Diffusion XL looks at both or neither, the others at neither.
+        set(root, "vae/config.json", "latents_std", json!([2.0, 0.5, 3.0, 1.5]));
+        assert_eq!(bytes(&draw(root)) == bytes(&plain), alike, "{name}: both");
+    }
 }
 
 /// Remembers what it is told, and stops the drawing before the network call after `stop_after` steps.

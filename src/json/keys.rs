@@ -27,11 +27,28 @@ pub(crate) struct Key {
     pub(crate) why: &'static str,
 }
 
+/// What a file's `_class_name` is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Class {
+    /// Not looked at.
+    Absent,
+    /// It has to be one of these.
+    OneOf(&'static [&'static str]),
+    /// Advice: another file names the class, which is this one.
+    Named(&'static str),
+}
+
+/// A key of a file that has no effect, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Unheeded<'a> {
+    pub(crate) key: &'a str,
+    pub(crate) why: &'static str,
+}
+
 /// The keys of a file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct KeyTable {
-    /// The values that `_class_name` may have, where the file has it.
-    pub(crate) classes: &'static [&'static str],
+    pub(crate) class: Class,
     pub(crate) keys: &'static [Key],
 }
 
@@ -58,38 +75,38 @@ impl Key {
 }
 
 impl KeyTable {
-    /// Keys of a file's object that are not in the table and begin with no underscore: diffusers, too, passes them over
-    /// with a warning.
+    /// Keys of a file's object that diffusers, too, passes over: those that are not in the table and begin with no
+    /// underscore, and a `_class_name` that another file overrules.
     ///
     /// # Errors
     ///
     /// The key, its value and what is supported.
-    pub(crate) fn check<'a>(&self, file: &'a Node) -> Result<Vec<&'a str>, String> {
+    pub(crate) fn check<'a>(&self, file: &'a Node) -> Result<Vec<Unheeded<'a>>, String> {
         let Value::Object(entries) = &file.value else { return Ok(Vec::new()) };
-        let mut unknown = Vec::new();
         // The class first: keys of another class say less.
-        self.check_class(file)?;
+        let mut unheeded: Vec<Unheeded> = self.check_class(file)?.into_iter().collect();
         for (name, node) in entries {
             match self.keys.iter().find(|key| key.name == name) {
                 Some(key) => key.check(node)?,
                 None if name.starts_with('_') => {}
-                None => unknown.push(name.as_str()),
+                None => unheeded.push(Unheeded { key: name, why: "this key is unknown" }),
             }
         }
-        Ok(unknown)
+        Ok(unheeded)
     }
 
-    fn check_class(&self, file: &Node) -> Result<(), String> {
-        let Some(class) = file.get("_class_name") else { return Ok(()) };
-        let known = |class: &str| self.classes.is_empty() || self.classes.contains(&class);
-        match &class.value {
-            Value::Null => Ok(()),
-            Value::String(class) if known(class) => Ok(()),
-            other => Err(refusal(
-                "_class_name",
-                other,
-                &self.classes.iter().map(|class| format!("{class:?}")).collect::<Vec<_>>(),
-            )),
+    fn check_class(&self, file: &Node) -> Result<Option<Unheeded<'static>>, String> {
+        let Some(class) = file.get("_class_name").filter(|class| class.value != Value::Null) else { return Ok(None) };
+        let is = |name: &str| matches!(&class.value, Value::String(class) if class == name);
+        match self.class {
+            Class::OneOf(names) if !names.iter().any(|name| is(name)) => {
+                let names: Vec<String> = names.iter().map(|name| format!("{name:?}")).collect();
+                Err(refusal("_class_name", &class.value, &names))
+            }
+            Class::Named(name) if !is(name) => {
+                Ok(Some(Unheeded { key: "_class_name", why: "model_index.json names the class" }))
+            }
+            _ => Ok(None),
         }
     }
 
@@ -163,7 +180,7 @@ pub(crate) mod tests {
     }
 
     const TABLE: KeyTable = KeyTable {
-        classes: &["Net"],
+        class: Class::OneOf(&["Net"]),
         keys: &[
             Key::honoured("size"),
             Key::null_counts("middle", "none"),
@@ -176,7 +193,7 @@ pub(crate) mod tests {
 
     fn check(json: &str) -> Result<Vec<String>, String> {
         let document = super::super::Document::parse(json.as_bytes()).unwrap();
-        TABLE.check(&document.root).map(|names| names.into_iter().map(str::to_owned).collect())
+        TABLE.check(&document.root).map(|found| found.into_iter().map(|unheeded| unheeded.key.to_owned()).collect())
     }
 
     #[test]
@@ -203,5 +220,18 @@ pub(crate) mod tests {
     fn unknown_keys_are_listed_but_for_those_with_an_underscore() {
         assert_eq!(check(r#"{"colour": 1, "_private": 2, "sizes": null}"#).unwrap(), ["colour", "sizes"]);
         assert_eq!(TABLE.null_counts(), ["middle"]);
+    }
+
+    #[test]
+    fn a_class_that_another_file_names_is_advice() {
+        let table = KeyTable { class: Class::Named("Net"), ..TABLE };
+        let unheeded = |json: &str| {
+            let document = super::super::Document::parse(json.as_bytes()).unwrap();
+            table.check(&document.root).unwrap().into_iter().map(|unheeded| unheeded.key.to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(unheeded(r#"{"_class_name": "FlaxNet"}"#), ["_class_name"]);
+        for json in [r#"{"_class_name": "Net"}"#, r#"{"_class_name": null}"#, "{}"] {
+            assert_eq!(unheeded(json), [""; 0], "{json}");
+        }
     }
 }

@@ -13,7 +13,10 @@ use super::{
 };
 use crate::{
     Error, Result,
-    json::{self, keys::KeyTable},
+    json::{
+        self,
+        keys::{KeyTable, Unheeded},
+    },
     nn::{WeightFile, mistaken_for},
 };
 
@@ -81,11 +84,15 @@ impl Checkpoint {
     pub(super) fn config<T: DeserializeOwned>(&self, file: &str, wanted: &str, table: &KeyTable) -> Result<T> {
         let bytes = self.read(file, wanted)?;
         let document = json::Document::parse(&bytes).map_err(|message| self.broken(file, message))?;
-        let unknown = table.check(&document.root).map_err(|message| self.unsupported(file, message))?;
-        for key in unknown {
-            tracing::warn!(file = %self.path(file).display(), key, "this key is unknown and has no effect");
+        for unheeded in table.check(&document.root).map_err(|message| self.unsupported(file, message))? {
+            self.warn_of(file, unheeded);
         }
         document.read(&table.null_counts()).map_err(|message| self.broken(file, message))
+    }
+
+    /// Tells the log that a key has no effect.
+    pub(super) fn warn_of(&self, file: &str, Unheeded { key, why }: Unheeded) {
+        tracing::warn!(file = %self.path(file).display(), key, "{why}; it has no effect");
     }
 
     /// The weight files of a component: plain or sharded, else those of a variant.
@@ -243,7 +250,7 @@ mod tests {
             size: usize,
         }
         const KEYS: &[json::keys::Key] = &[json::keys::Key::honoured("size")];
-        let table = KeyTable { classes: &[], keys: KEYS };
+        let table = KeyTable { class: json::keys::Class::Absent, keys: KEYS };
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config.json"), r#"{"size": 3, "colour": 1, "_private": 2}"#).unwrap();
         let log = Log::default();

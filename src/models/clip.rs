@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use crate::{
     Error, Result,
-    json::keys::{Key, KeyTable},
+    json::keys::{Class, Key, KeyTable},
     nn::{Activation, After, LayerNorm, Linear, Weights, attention, on_drawing_threads},
 };
 
@@ -63,7 +63,7 @@ const NOT_TAKEN: &str = "files of other versions have it; the class does not tak
 /// The keys of `CLIPTextConfig`, and those of older versions of it. With `null` for any of them transformers fails or does
 /// what it does without the key.
 pub(super) const KEYS: KeyTable = KeyTable {
-    classes: &[],
+    class: Class::Absent,
     keys: &[
         Key::honoured("vocab_size"),
         Key::honoured("hidden_size"),

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    json::keys::{Key, KeyTable},
+    json::keys::{Class, Key, KeyTable, Unheeded},
     nn::Activation,
     sampling::{SamplerKind, SchedulerConfig, Setting},
 };
@@ -123,7 +123,7 @@ const PICTURE_PROMPTS: &str = "it is for pictures as prompts, which are not supp
 
 /// The keys of both pipelines. `null` for a component is a component that is missing, which is found when it is read.
 const INDEX_KEYS: KeyTable = KeyTable {
-    classes: &[PIPELINES[0], PIPELINES[1], PIPELINES[2], PIPELINES_XL[0], PIPELINES_XL[1], PIPELINES_XL[2]],
+    class: Class::OneOf(&[PIPELINES[0], PIPELINES[1], PIPELINES[2], PIPELINES_XL[0], PIPELINES_XL[1], PIPELINES_XL[2]]),
     keys: &[
         Key::only("vae", &[r#"["diffusers", "AutoencoderKL"]"#], CLASS),
         Key::only("text_encoder", &[r#"["transformers", "CLIPTextModel"]"#], CLASS),
@@ -168,7 +168,7 @@ impl ModelSpec {
             })
             .collect::<Result<Vec<_>>>()?;
         let mut unet = UnetConfig::read(checkpoint)?;
-        let vae: VaeConfig = checkpoint.config(VAE, "the autoencoder's configuration", &vae_config::KEYS)?;
+        let mut vae: VaeConfig = checkpoint.config(VAE, "the autoencoder's configuration", &vae_config::KEYS)?;
         vae.check().map_err(|message| checkpoint.unsupported(VAE, message))?;
         let mut scheduler: SchedulerConfig = checkpoint.json(SCHEDULER, "the scheduler's configuration")?;
         if let Some(entry) = &index.scheduler {
@@ -181,6 +181,9 @@ impl ModelSpec {
             (_, Activation::QuickGelu) => Family::StableDiffusion1,
             _ => Family::StableDiffusion2,
         };
+        for key in vae.leave_out_unread(family == Family::StableDiffusionXl) {
+            checkpoint.warn_of(VAE, Unheeded { key, why: "the pipeline does not look at this key" });
+        }
         if family != Family::StableDiffusionXl {
             // diffusers' pipelines override these, which early files have wrong.
             if unet.is_before_0_9() && matches!(unet.sample_size, Some(PerBlock::One(side)) if side < EARLY_SAMPLE_SIZE)
@@ -232,8 +235,8 @@ impl ModelSpec {
         }
         let xl = self.family == Family::StableDiffusionXl;
         if xl != self.unet.addition_embed_type.is_some() {
-            let kind = &self.unet.addition_embed_type;
-            let message = format!("addition_embed_type is {kind:?}, which does not fit the pipeline in {INDEX}");
+            let kind = self.unet.addition_embed_type.as_ref().map_or("null".to_owned(), |kind| format!("{kind:?}"));
+            let message = format!("addition_embed_type is {kind}, which does not fit the pipeline in {INDEX}");
             return Err(checkpoint.unsupported(UNET, message));
         }
         if let (true, Some(width), Some(inputs)) =

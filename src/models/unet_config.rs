@@ -12,8 +12,8 @@ use serde::{
 use super::Checkpoint;
 use crate::{
     Result as Outcome,
-    json::keys::{Key, KeyTable},
-    nn::{Activation, Sinusoids},
+    json::keys::{Class, Key, KeyTable},
+    nn::Sinusoids,
 };
 
 /// One value for every block, or one for each.
@@ -164,9 +164,6 @@ pub type SampleSize = PerBlock;
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct UnetConfig {
-    /// The class in diffusers.
-    #[serde(rename = "_class_name")]
-    pub class_name: Option<String>,
     /// The version of diffusers that wrote the file.
     #[serde(rename = "_diffusers_version")]
     pub diffusers_version: Option<String>,
@@ -195,8 +192,6 @@ pub struct UnetConfig {
     pub norm_num_groups: usize,
     /// Added to the norms' variance.
     pub norm_eps: f64,
-    /// The non-linearity.
-    pub act_fn: Activation,
     /// Channels of the text's tokens.
     pub cross_attention_dim: PerBlock,
     /// Transformer layers of each attention on the way down; the middle has those of the last block's first.
@@ -221,7 +216,6 @@ impl Default for UnetConfig {
     fn default() -> Self {
         let names = |first: &str, name: &str, last: &str| [first, name, name, last].map(str::to_owned).to_vec();
         Self {
-            class_name: None,
             diffusers_version: None,
             sample_size: None,
             in_channels: 4,
@@ -235,7 +229,6 @@ impl Default for UnetConfig {
             layers_per_block: PerBlock::One(2),
             norm_num_groups: 32,
             norm_eps: 1e-5,
-            act_fn: Activation::Silu,
             cross_attention_dim: PerBlock::One(1280),
             transformer_layers_per_block: TransformerLayers::One(1),
             reverse_transformer_layers_per_block: None,
@@ -265,7 +258,7 @@ const IMAGES: &str = "the denoiser is told text alone";
 /// The keys of `UNet2DConditionModel`. For each key that is not named as an exception, diffusers fails with `null` or
 /// does what it does without the key.
 const KEYS: KeyTable = KeyTable {
-    classes: &["UNet2DConditionModel"],
+    class: Class::Named("UNet2DConditionModel"),
     keys: &[
         Key::honoured("sample_size"),
         Key::honoured("in_channels"),
@@ -282,7 +275,7 @@ const KEYS: KeyTable = KeyTable {
         Key::only("downsample_padding", &["1"], WIDENS),
         Key::only("mid_block_scale_factor", &["1"], WIDENS),
         Key::idle("dropout", "it acts in training alone"),
-        Key::honoured("act_fn"),
+        Key::only("act_fn", &["\"silu\"", "\"swish\""], "two names of the one non-linearity of Stable Diffusion"),
         Key::honoured("norm_num_groups"),
         Key::honoured("norm_eps"),
         Key::honoured("cross_attention_dim"),
@@ -342,9 +335,6 @@ impl UnetConfig {
     ///
     /// The key, its value and what is supported.
     pub fn check(&self) -> Result<(), String> {
-        if self.act_fn != Activation::Silu {
-            return Err(format!("act_fn is {:?}; only \"silu\" is supported", self.act_fn));
-        }
         let blocks = self.block_out_channels.len();
         if blocks == 0 || self.down_block_types.len() != blocks || self.up_block_types.len() != blocks {
             let (down, up) = (self.down_block_types.len(), self.up_block_types.len());
@@ -544,6 +534,7 @@ mod tests {
         assert!(refused(r#""addition_embed_type": "image""#).contains("addition_embed_type is \"image\""));
         assert!(refused(r#""up_block_types": []"#).contains("up_block_types 0"));
         let cases = [
+            (r#""act_fn": "gelu""#, r#"act_fn is "gelu"; supported are "silu", "swish""#),
             (r#""num_attention_heads": 8"#, "num_attention_heads is 8; only null is supported"),
             (r#""time_cond_proj_dim": 256"#, "time_cond_proj_dim is 256; only null is supported"),
             (r#""attention_type": "gated""#, "attention_type is \"gated\"; only \"default\" is supported"),

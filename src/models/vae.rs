@@ -33,7 +33,6 @@ pub struct VaeDecoder {
 #[derive(Debug)]
 struct Normalisation {
     scale: f64,
-    shift: f64,
     /// Each channel's deviation and mean, `(1, c, 1, 1)`.
     channels: Option<(Tensor, Tensor)>,
 }
@@ -123,25 +122,23 @@ impl Normalisation {
             (Some(deviation), Some(mean)) => Some((row(deviation)?, row(mean)?)),
             _ => None,
         };
-        Ok(Self { scale: config.scaling_factor, shift: config.shift_factor.unwrap_or(0.0), channels })
+        Ok(Self { scale: config.scaling_factor, channels })
     }
 
     fn apply(&self, latents: &Tensor) -> Result<Tensor> {
-        let latents = (latents - self.shift)?;
         let latents = match &self.channels {
             Some((deviation, mean)) => latents.broadcast_sub(mean)?.broadcast_div(deviation)?,
-            None => latents,
+            None => latents.clone(),
         };
         Ok((latents * self.scale)?)
     }
 
     fn undo(&self, latents: &Tensor) -> Result<Tensor> {
         let latents = (latents / self.scale)?;
-        let latents = match &self.channels {
+        Ok(match &self.channels {
             Some((deviation, mean)) => latents.broadcast_mul(deviation)?.broadcast_add(mean)?,
             None => latents,
-        };
-        Ok((latents + self.shift)?)
+        })
     }
 }
 

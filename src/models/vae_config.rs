@@ -3,18 +3,12 @@
 use serde::Deserialize;
 
 use super::unet_config::null_is_off;
-use crate::{
-    json::keys::{Key, KeyTable},
-    nn::Activation,
-};
+use crate::json::keys::{Class, Key, KeyTable};
 
 /// The configuration of diffusers' `AutoencoderKL`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct VaeConfig {
-    /// The class in diffusers.
-    #[serde(rename = "_class_name")]
-    pub class_name: Option<String>,
     /// Channels of the picture that is encoded.
     pub in_channels: usize,
     /// Channels of the picture that is decoded.
@@ -31,11 +25,9 @@ pub struct VaeConfig {
     pub layers_per_block: usize,
     /// Groups of the norms.
     pub norm_num_groups: usize,
-    /// The non-linearity.
-    pub act_fn: Activation,
     /// Latents are divided by this before they are decoded.
     pub scaling_factor: f64,
-    /// Added to latents after that.
+    /// Taken from latents by other pipelines; see [`leave_out_unread`](Self::leave_out_unread).
     pub shift_factor: Option<f64>,
     /// Each channel's mean, where latents were normalised by channel.
     pub latents_mean: Option<Vec<f64>>,
@@ -58,7 +50,6 @@ pub struct VaeConfig {
 impl Default for VaeConfig {
     fn default() -> Self {
         Self {
-            class_name: None,
             in_channels: 3,
             out_channels: 3,
             latent_channels: 4,
@@ -67,7 +58,6 @@ impl Default for VaeConfig {
             up_block_types: vec![UP_BLOCK.to_owned()],
             layers_per_block: 1,
             norm_num_groups: 32,
-            act_fn: Activation::Silu,
             scaling_factor: 0.18215,
             shift_factor: None,
             latents_mean: None,
@@ -88,7 +78,7 @@ const NULL_IS_FALSE: &str = "its default is true; None is false to diffusers' co
 /// The keys of `AutoencoderKL`. For each key that is not named as an exception, diffusers fails with `null` or does what
 /// it does without the key.
 pub(super) const KEYS: KeyTable = KeyTable {
-    classes: &["AutoencoderKL"],
+    class: Class::Named("AutoencoderKL"),
     keys: &[
         Key::honoured("in_channels"),
         Key::honoured("out_channels"),
@@ -96,12 +86,13 @@ pub(super) const KEYS: KeyTable = KeyTable {
         Key::honoured("up_block_types"),
         Key::honoured("block_out_channels"),
         Key::honoured("layers_per_block"),
-        Key::honoured("act_fn"),
+        Key::only("act_fn", &["\"silu\"", "\"swish\""], "two names of the one non-linearity of Stable Diffusion"),
         Key::honoured("latent_channels"),
         Key::honoured("norm_num_groups"),
         Key::idle("sample_size", "it is the side of diffusers' tiles, which are off unless asked for"),
         Key::honoured("scaling_factor"),
-        Key::honoured("shift_factor"),
+        Key::idle("shift_factor", "diffusers' pipelines of Stable Diffusion do not look at it; a value gets a warning"),
+        // By Stable Diffusion XL, which looks at both or neither. The others get a warning.
         Key::honoured("latents_mean"),
         Key::honoured("latents_std"),
         Key::null_counts("force_upcast", NULL_IS_FALSE),
@@ -131,9 +122,6 @@ impl VaeConfig {
                 return Err(format!("{key} has {unknown:?}; only {supported} is supported"));
             }
         }
-        if self.act_fn != Activation::Silu {
-            return Err(format!("act_fn is {:?}; only \"silu\" is supported", self.act_fn));
-        }
         for (key, channels) in [("in_channels", self.in_channels), ("out_channels", self.out_channels)] {
             if channels != 3 {
                 return Err(format!("{key} is {channels}; only 3 is supported"));
@@ -152,6 +140,27 @@ impl VaeConfig {
             }
         }
         Ok(())
+    }
+
+    /// Leaves out what the pipeline in diffusers does not look at: for Stable Diffusion XL `normalises_channels`, for the
+    /// others nothing but the scale counts. Gives the keys whose value would have changed the picture.
+    pub(super) fn leave_out_unread(&mut self, normalises_channels: bool) -> Vec<&'static str> {
+        let mut changed = Vec::new();
+        if self.shift_factor.take().is_some_and(|shift| shift != 0.0) {
+            changed.push("shift_factor");
+        }
+        if normalises_channels && self.latents_mean.is_some() && self.latents_std.is_some() {
+            return changed;
+        }
+        let differs =
+            |values: Option<Vec<f64>>, neutral: f64| values.is_some_and(|all| all.iter().any(|v| *v != neutral));
+        if differs(self.latents_mean.take(), 0.0) {
+            changed.push("latents_mean");
+        }
+        if differs(self.latents_std.take(), 1.0) {
+            changed.push("latents_std");
+        }
+        changed
     }
 
     /// Pixels per latent, along a side.
@@ -186,5 +195,35 @@ mod tests {
             ..VaeConfig::default()
         };
         assert_eq!(config, off);
+    }
+
+    #[test]
+    fn what_a_pipeline_does_not_look_at_is_left_out_and_named_where_it_matters() {
+        let config = |shift: f64, mean: Option<f64>, deviation: Option<f64>| {
+            let row = |value: Option<f64>| value.map(|value| vec![value; 4]);
+            let (latents_mean, latents_std) = (row(mean), row(deviation));
+            VaeConfig { shift_factor: Some(shift), latents_mean, latents_std, ..VaeConfig::default() }
+        };
+        let cases: [(VaeConfig, bool, &[&str], VaeConfig); 5] = [
+            (config(0.0, Some(0.0), Some(1.0)), false, &[], VaeConfig::default()),
+            (
+                config(0.1, Some(0.5), Some(2.0)),
+                false,
+                &["shift_factor", "latents_mean", "latents_std"],
+                VaeConfig::default(),
+            ),
+            (
+                config(0.1, Some(0.5), Some(2.0)),
+                true,
+                &["shift_factor"],
+                VaeConfig { shift_factor: None, ..config(0.0, Some(0.5), Some(2.0)) },
+            ),
+            (config(0.0, Some(0.5), None), true, &["latents_mean"], VaeConfig::default()),
+            (config(0.0, None, Some(2.0)), true, &["latents_std"], VaeConfig::default()),
+        ];
+        for (mut config, normalises_channels, named, left) in cases {
+            assert_eq!(config.leave_out_unread(normalises_channels), named);
+            assert_eq!(config, left);
+        }
     }
 }

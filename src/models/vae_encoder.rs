@@ -29,7 +29,7 @@ pub struct VaeEncoder {
 /// What a picture's latents may be: normal numbers, each with its own mean and variance.
 #[derive(Debug)]
 pub struct LatentDistribution {
-    /// The means, as the decoder's [`decode_raw`](super::VaeDecoder::decode_raw) takes latents: not scaled and not shifted.
+    /// The means, as the decoder's [`decode_raw`](super::VaeDecoder::decode_raw) takes latents: not scaled.
     /// `(b, c, h / factor, w / factor)` f32.
     pub mean: Tensor,
     /// The variances' natural logarithms, -30 to 20, of the same shape.

@@ -243,6 +243,20 @@ mod tests {
     }
 
     #[test]
+    fn zero_terminal_snr_counts_for_classes_without_it_where_a_request_chose_them() {
+        let file = r#"{"skip_prk_steps": true, "rescale_betas_zero_snr": true}"#;
+        for class in SamplerKind::ALL {
+            let mut config = read(file);
+            config.set_class(class);
+            for sampler in SamplerKind::ALL {
+                let options = config.options(sampler, SpacingKind::Checkpoint).unwrap();
+                let ignored = sampler == class && matches!(class, SamplerKind::Pndm | SamplerKind::Heun);
+                assert_eq!(options.rescale_betas_zero_snr, !ignored, "{sampler} of {class}");
+            }
+        }
+    }
+
+    #[test]
     fn karras_spacing_of_a_class_that_has_none_reads_what_euler_reads() {
         let config = read(r#"{"_class_name": "DDIMScheduler", "sigma_max": 9, "use_beta_sigmas": true}"#);
         config.check().unwrap();

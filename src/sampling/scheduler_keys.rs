@@ -82,7 +82,7 @@ pub(super) struct Key {
     pub taken_by: &'static [SamplerKind],
     /// Classes that do not take it, yet read it from the file.
     pub also_read_by: &'static [SamplerKind],
-    /// Classes that ignore it in diffusers, where the drawing follows it all the same.
+    /// Classes that ignore it in diffusers, where the drawing follows it all the same if a request chose the class.
     pub beyond: &'static [SamplerKind],
     pub default: Fixed,
     /// Defaults of single classes.
@@ -113,9 +113,14 @@ impl Key {
         Self { when_chosen: Some(setting), ..self }
     }
 
-    /// Whether drawings of this class depend on the key.
+    /// Whether drawings of a checkpoint's own class depend on the key.
     pub(super) fn is_read_by(&self, class: SamplerKind) -> bool {
-        [self.taken_by, self.also_read_by, self.beyond].iter().any(|classes| classes.contains(&class))
+        self.taken_by.contains(&class) || self.also_read_by.contains(&class)
+    }
+
+    /// Whether drawings of a class depend on the key that a request chose for a checkpoint of another class.
+    pub(super) fn is_read_by_chosen(&self, class: SamplerKind) -> bool {
+        self.is_read_by(class) || self.beyond.contains(&class)
     }
 
     /// What a class takes where the file does not say.

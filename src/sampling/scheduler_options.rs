@@ -195,8 +195,9 @@ impl Reader<'_> {
     /// What the file says, or what this class takes where it does not.
     fn setting(self, name: &str) -> Setting {
         let key = Key::named(name);
-        let said = self.config.settings.get(name).filter(|_| key.is_read_by(self.class));
         let chosen = self.config.own_sampler() != Ok(self.class);
+        let is_read = if chosen { key.is_read_by_chosen(self.class) } else { key.is_read_by(self.class) };
+        let said = self.config.settings.get(name).filter(|_| is_read);
         let default = key.when_chosen.filter(|_| chosen).unwrap_or_else(|| key.default_of(self.class));
         said.cloned().unwrap_or_else(|| default.into())
     }
