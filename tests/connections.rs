@@ -174,6 +174,50 @@ async fn a_client_that_leaves_is_noticed_whatever_waits_behind_its_request() {
 }
 
 #[tokio::test]
+async fn a_client_that_leaves_is_noticed_when_what_waits_behind_its_request_fills_every_buffer() {
+    let Worker { address, mut hands, .. } = ready().await;
+    let garbage = "x".repeat(1 << 16);
+    for form in WAITING_FORMS {
+        let socket = send(address, generate_request(form, &fox())).await;
+        hands.begun.recv().await.unwrap();
+        while socket.try_write(garbage.as_bytes()).is_ok() {}
+        hands.orders.send(Order::UntilStopped).unwrap();
+        drop(socket);
+        assert_eq!(end_of_newest(address).await["reason"], "disconnected", "{form:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_sends_a_large_request_behind_another_gets_both_answers_whole() {
+    let Worker { address, mut hands, .. } = ready().await;
+    let form = [("Content-Type", "application/json"), ("Prefer", "wait=600")];
+    let large = json!({ "prompt": "second" }).to_string() + &" ".repeat(1 << 20);
+    let requests = [
+        generate_request(&form[1..], &json!({ "prompt": "first" })),
+        request("POST", "/generate", &form, &large),
+        request("GET", "/model", &[], ""),
+    ];
+    let (mut reader, mut writer) = TcpStream::connect(address).await.unwrap().into_split();
+    let writing = tokio::spawn(async move { writer.write_all(requests.concat().as_bytes()).await.map(|()| writer) });
+    assert_eq!(hands.begun.recv().await.unwrap(), "first");
+    // The client is asked whether it is still there, with the beginning of its answer.
+    let mut answers = vec![reader.read_u8().await.unwrap()];
+    hands.step(2);
+    assert_eq!(hands.begun.recv().await.unwrap(), "second");
+    hands.step(2);
+    let mut writer = writing.await.unwrap().unwrap();
+    writer.shutdown().await.unwrap();
+    reader.read_to_end(&mut answers).await.unwrap();
+    let answers = String::from_utf8(answers).unwrap();
+    let answers: Vec<&str> = answers.split("HTTP/1.1 200 OK\r\n").collect();
+    assert_eq!((answers.len(), answers[0]), (4, ""), "{answers:?}");
+    for (answer, prompt) in answers[1..3].iter().zip(["first", "second"]) {
+        let job: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+        assert_eq!((&job["status"], &job["request"]["prompt"]), (&json!("succeeded"), &json!(prompt)));
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_half_closes_first_and_leaves_later_is_noticed() {
     let Worker { address, mut hands, .. } = ready().await;
     for (form, sent) in WAITING_FORMS.into_iter().zip(["HT", "event: started", "HT"]) {

@@ -27,11 +27,11 @@ use super::{
     state::{Evicted, State},
 };
 
-/// How often a peer that has half-closed is sent something in an answer that has begun and stands still.
+/// How often a peer that may have left is sent something in an answer that has begun and stands still.
 const FILL_EVERY: Duration = Duration::from_secs(1);
 
 /// Says, in an answer's extensions, what may be sent between any two pieces of its body without changing what it means.
-/// It is sent to a peer that has half-closed, so that one that has left is found out.
+/// It is sent to a peer that may have left, so that one that has is found out.
 #[derive(Debug, Clone, Copy)]
 pub struct Filler(pub &'static [u8]);
 
@@ -112,7 +112,7 @@ pub(super) struct Answer {
 impl Answer {
     /// A piece that says nothing, if it is time for one.
     fn poll_filler(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
-        let Some(Filler(filler)) = self.filler.filter(|_| self.state.is_half_closed()) else { return Poll::Pending };
+        let Some(Filler(filler)) = self.filler.filter(|_| self.state.is_in_doubt()) else { return Poll::Pending };
         if let Some(sleep) = &mut self.next_filler
             && sleep.as_mut().poll(cx).is_pending()
         {

@@ -3,7 +3,8 @@
 //! Both look the same: the end of what can be read. The difference shows when something is sent: a peer that has closed
 //! its socket answers with a reset, one that has half-closed takes it. So the beginning of the answer, which is the same
 //! for all, is sent ahead of it, a byte at a time and ever more rarely. A client that takes the whole answer sees no
-//! difference. Bytes that wait behind the request do not hide the end: the system tells of it beside them.
+//! difference. A few bytes that wait behind the request do not hide the end, since the system tells of it beside them. So many
+//! that the system takes no more do, so a peer is asked as well when bytes are left unread for a while.
 
 use std::{io, time::Duration};
 
@@ -17,7 +18,7 @@ use super::state::State;
 const END_OF_BYTES: Interest = Interest::PRIORITY;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 const END_OF_BYTES: Interest = Interest::READABLE;
-/// How soon to look again where bytes that wait hide the end.
+/// How soon to look again where bytes that wait hide the end, and for how long they may be left unread.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// The longest pause between two bytes that are sent ahead is 2 to this power, in seconds.
 const LONGEST_PAUSE_EXPONENT: usize = 6;
@@ -47,14 +48,15 @@ pub(super) fn set_up(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Resolves when the peer has left. It may have half-closed before, which `state` is told.
+/// Resolves when the peer has left. `state` is told before that it may have.
 pub(super) async fn left(stream: &TcpStream, state: &State) {
     tokio::select! {
         () = reset(stream) => return,
         () = end_of_bytes(stream) => {}
+        () = bytes_left_unread(stream, state) => {}
     }
-    state.half_close();
-    // The answer that is being sent may have something to say to a peer that has half-closed, and is asked first.
+    state.doubt();
+    // The answer that is being sent may have something to say to a peer in doubt, and is asked first.
     tokio::task::yield_now().await;
     tokio::select! {
         () = reset(stream) => {}
@@ -75,6 +77,20 @@ async fn end_of_bytes(stream: &TcpStream) {
     {
         tokio::time::sleep(LOOK_AGAIN).await;
     }
+}
+
+/// Resolves when the peer has sent more behind its request than is read before the answer. An end behind these bytes does not
+/// arrive while they fill the system's buffer.
+async fn bytes_left_unread(stream: &TcpStream, state: &State) {
+    // The end and a broken connection show elsewhere.
+    while let Ok(1..) = stream.peek(&mut [0]).await {
+        let reads = state.reads();
+        tokio::time::sleep(LOOK_AGAIN).await;
+        if state.has_left_unread_since(reads) {
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 /// Sends the answer's beginning ahead for as long as there is no answer, so that a peer that has left resets the

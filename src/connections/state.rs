@@ -41,7 +41,7 @@ enum Stage {
 pub(super) struct State {
     inner: Mutex<Inner>,
     evicted: Notify,
-    /// A request began after the peer had half-closed.
+    /// A request began after the peer came into doubt.
     request_began: Notify,
 }
 
@@ -51,7 +51,10 @@ struct Inner {
     since: Instant,
     requests: u64,
     evicted: bool,
-    half_closed: bool,
+    /// The peer may have left.
+    in_doubt: bool,
+    /// How often bytes were read.
+    reads: u64,
     /// A handler is at work, and nothing of its answer has been made yet.
     handling: bool,
     /// The answer's body has been taken to its end, or dropped.
@@ -77,7 +80,8 @@ impl State {
             since: Instant::now(),
             requests: 0,
             evicted: false,
-            half_closed: false,
+            in_doubt: false,
+            reads: 0,
             handling: false,
             answer_over: false,
             flushed: true,
@@ -91,6 +95,7 @@ impl State {
     /// Bytes came.
     pub(super) fn read(&self) {
         let mut inner = self.lock();
+        inner.reads += 1;
         if inner.stage == Stage::Idle {
             inner.enter(Stage::Head);
         }
@@ -110,7 +115,7 @@ impl State {
         inner.requests += 1;
         inner.handling = true;
         inner.answer_over = false;
-        if inner.half_closed {
+        if inner.in_doubt {
             self.request_began.notify_one();
         }
         Ok(())
@@ -179,19 +184,30 @@ impl State {
         inner.sent_ahead
     }
 
-    /// The peer sends nothing more.
-    pub(super) fn half_close(&self) {
-        self.lock().half_closed = true;
+    /// The peer may have left: it has half-closed, or bytes that nobody reads would hide that it has.
+    pub(super) fn doubt(&self) {
+        self.lock().in_doubt = true;
     }
 
-    /// Whether the peer sends nothing more.
-    pub(super) fn is_half_closed(&self) -> bool {
-        self.lock().half_closed
+    /// Whether the peer may have left.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.lock().in_doubt
     }
 
-    /// Resolves when a request begins on a connection whose peer has half-closed.
+    /// Resolves when a request begins on a connection whose peer is in doubt.
     pub(super) async fn request_began(&self) {
         self.request_began.notified().await;
+    }
+
+    /// How often bytes were read.
+    pub(super) fn reads(&self) -> u64 {
+        self.lock().reads
+    }
+
+    /// Whether a request is being answered and nothing was read since `reads` was what is given.
+    pub(super) fn has_left_unread_since(&self, reads: u64) -> bool {
+        let inner = self.lock();
+        inner.stage == Stage::Busy && inner.reads == reads
     }
 
     /// How many requests began.
