@@ -7,7 +7,7 @@ mod config;
 mod level;
 mod noise;
 mod prediction;
-mod sampler;
+mod samplers;
 mod schedule;
 mod scheduler_config;
 mod scheduler_keys;
@@ -19,7 +19,7 @@ pub use config::{DEFAULT_STRENGTH, Limits, SIDE_PX, SamplerKind, SamplingConfig,
 pub use level::noisy;
 pub use noise::NoiseGenerator;
 pub use prediction::{PredictionType, guide};
-pub use sampler::{Asked, Between, Denoise, Sampler, Stepped};
+pub use samplers::{Asked, Between, Denoise, Sampler, Stepped};
 pub use schedule::{Level, Schedule, SecondLook, Step, steps_of_strength};
 pub use scheduler_config::SchedulerConfig;
 pub use scheduler_keys::Setting;

@@ -1,7 +1,7 @@
 //! A scheduler's options: its file as the class that draws reads it.
 //!
 //! Owns [`SchedulerOptions`], with every default filled in for one sampler and spacing. diffusers' rule fills them: what
-//! the file says is kept, what it does not say is the drawing class's default. Next: `schedule` and `sampler` draw by the
+//! the file says is kept, what it does not say is the drawing class's default. Next: `schedule` and `samplers` draw by the
 //! options.
 
 use super::{
