@@ -23,4 +23,4 @@ pub use samplers::{Asked, Between, Denoise, Sampler, Stepped};
 pub use schedule::{Level, Schedule, SecondLook, Step, steps_of_strength};
 pub use scheduler_config::SchedulerConfig;
 pub use scheduler_keys::Setting;
-pub use scheduler_options::{BetaSchedule, FinalSigmas, Interpolation, SchedulerOptions, TimestepSpacing};
+pub use scheduler_options::{BetaSchedule, Bh, FinalSigmas, Interpolation, SchedulerOptions, TimestepSpacing};

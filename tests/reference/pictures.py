@@ -6,7 +6,7 @@ import torch
 import loops
 from checkpoints import write_compact, write_tensors
 from expected import PROMPTS, encode, is_xl
-from samplers import CLASSES, scheduler
+from samplers import CLASSES, FIRST, scheduler
 
 OWN = {"PNDMScheduler": "pndm", "DDIMScheduler": "ddim", "EulerDiscreteScheduler": "euler"}
 USUAL = {
@@ -28,7 +28,7 @@ def cases(pipe, config):
     own = OWN[config["_class_name"]]
     found = [
         (f"{sampler}.{schedule}", {"sampler": sampler, "schedule": schedule})
-        for sampler in CLASSES
+        for sampler in FIRST
         for schedule in ("checkpoint", "karras")
     ]
     found += [
@@ -42,6 +42,7 @@ def cases(pipe, config):
         ("one_step", {"sampler": own, "steps": 1}),
         ("two_steps", {"sampler": "pndm", "steps": 2}),
     ]
+    found += [(f"{sampler}.checkpoint", {"sampler": sampler}) for sampler in CLASSES if sampler not in FIRST]
     return [(name, {**USUAL, **case}) for name, case in found]
 
 

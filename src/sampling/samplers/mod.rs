@@ -4,10 +4,14 @@
 //! each image and keeps its own history.
 
 mod ddim;
+mod deis;
+mod dpm_2;
 mod dpmpp_2m;
 mod euler_ancestral;
 mod heun;
+mod lms;
 mod pndm;
+mod uni_pc;
 
 use candle_core::Tensor;
 
@@ -17,6 +21,7 @@ use super::{
 };
 use crate::Result;
 use ddim::transfer;
+use uni_pc::UniPc;
 
 /// Denoises latents: `(x, level) → x₀`, all `(1, c, h, w)` in f32.
 pub type Denoise<'a> = dyn FnMut(&Tensor, Level) -> Result<Tensor> + 'a;
@@ -54,6 +59,12 @@ enum Rule {
     EulerAncestral,
     Heun { clip: Option<f64> },
     Dpmpp2m { previous: Option<(Tensor, f64)>, steps_left: usize, last_is_first_order: bool },
+    Dpm2,
+    Dpm2Ancestral,
+    Lms { slopes: Vec<(Tensor, f64)> },
+    UniPc(UniPc),
+    Deis { previous: Option<(Tensor, f64)>, steps_left: usize, last_is_first_order: bool },
+    Ddpm { clip: Option<f64> },
 }
 
 /// What a step gives.
@@ -70,19 +81,22 @@ impl Sampler {
     #[must_use]
     pub fn new(options: &SchedulerOptions, schedule: &Schedule) -> Self {
         let steps = schedule.steps.len();
+        let last_is_first_order = options.euler_at_final
+            || options.final_sigmas == FinalSigmas::Zero
+            || (options.lower_order_final && schedule.whole < DPM_SOLVER_LONG);
         let rule = match options.sampler {
             SamplerKind::Ddim => Rule::Ddim { clip: options.clip },
             SamplerKind::Pndm => Rule::Pndm { outputs: Vec::new() },
             SamplerKind::Euler => Rule::Euler,
             SamplerKind::EulerAncestral => Rule::EulerAncestral,
             SamplerKind::Heun => Rule::Heun { clip: options.clip },
-            SamplerKind::Dpmpp2m => Rule::Dpmpp2m {
-                previous: None,
-                steps_left: steps,
-                last_is_first_order: options.euler_at_final
-                    || options.final_sigmas == FinalSigmas::Zero
-                    || (options.lower_order_final && schedule.whole < DPM_SOLVER_LONG),
-            },
+            SamplerKind::Dpmpp2m => Rule::Dpmpp2m { previous: None, steps_left: steps, last_is_first_order },
+            SamplerKind::Dpm2 => Rule::Dpm2,
+            SamplerKind::Dpm2Ancestral => Rule::Dpm2Ancestral,
+            SamplerKind::Lms => Rule::Lms { slopes: Vec::new() },
+            SamplerKind::UniPc => Rule::UniPc(UniPc::new(options.bh, steps, options.lower_order_final)),
+            SamplerKind::Deis => Rule::Deis { previous: None, steps_left: steps, last_is_first_order },
+            SamplerKind::Ddpm => Rule::Ddpm { clip: options.clip },
         };
         Self { rule, prediction: options.prediction_type }
     }
@@ -113,6 +127,22 @@ impl Sampler {
                 let history = if first_order { None } else { previous.take() };
                 let latents = dpmpp_2m::dpmpp_2m(x, &denoised, from, to, history)?;
                 *previous = Some((denoised.clone(), from));
+                Ok(Stepped { latents, denoised })
+            }
+            Rule::Dpm2 => dpm_2::dpm_2(x, denoised, step, asked),
+            Rule::Dpm2Ancestral => dpm_2::dpm_2_ancestral(x, denoised, step, asked),
+            Rule::Lms { slopes } => Ok(Stepped { latents: lms::lms(x, &denoised, from, to, slopes)?, denoised }),
+            Rule::UniPc(rule) => Ok(Stepped { latents: rule.step(x, &denoised, from, to)?, denoised }),
+            Rule::Deis { previous, steps_left, last_is_first_order } => {
+                *steps_left = steps_left.saturating_sub(1);
+                let first_order = *steps_left == 0 && *last_is_first_order;
+                let slope = deis::slope(x, &denoised, from)?;
+                let history = previous.replace((slope.clone(), from)).filter(|_| !first_order);
+                Ok(Stepped { latents: deis::deis(x, &slope, from, to, history.as_ref())?, denoised })
+            }
+            Rule::Ddpm { clip } => {
+                let denoised = clip.map_or(Ok(denoised.clone()), |range| denoised.clamp(-range, range))?;
+                let latents = euler_ancestral::euler_ancestral(x, &denoised, from, to, asked.noise)?;
                 Ok(Stepped { latents, denoised })
             }
         }
@@ -152,9 +182,13 @@ mod tests {
         x.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0]
     }
 
+    fn adds_noise(kind: SamplerKind) -> bool {
+        matches!(kind, SamplerKind::EulerAncestral | SamplerKind::Dpm2Ancestral | SamplerKind::Ddpm)
+    }
+
     #[test]
     fn every_deterministic_rule_converges_to_the_exact_solution() {
-        for kind in SamplerKind::ALL.into_iter().filter(|kind| *kind != SamplerKind::EulerAncestral) {
+        for kind in SamplerKind::ALL.into_iter().filter(|kind| !adds_noise(*kind)) {
             for spacing in SpacingKind::ALL {
                 let (few, many) = (draw(kind, spacing, 10), draw(kind, spacing, 100));
                 let error = |x: f32| (x - 0.5).abs();
