@@ -456,7 +456,8 @@ pub struct PictureConfig {
     /// How many images; image i has seed + i
     #[arg(long, default_value_t = 1, value_name = "IMAGES")]
     pub n: usize,
-    /// ddim, pndm, euler, euler_ancestral, heun or dpmpp_2m [default: the model's]
+    /// ddim, pndm, euler, euler_ancestral, heun, dpmpp_2m, dpm_2, dpm_2_ancestral, lms, uni_pc, deis or ddpm [default: the
+    /// model's]
     #[arg(long)]
     pub sampler: Option<SamplerKind>,
     /// Spacing of the noise levels: checkpoint or karras [default: the model's]

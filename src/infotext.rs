@@ -47,6 +47,12 @@ const fn sampler_label(sampler: SamplerKind) -> &'static str {
         SamplerKind::EulerAncestral => "Euler a",
         SamplerKind::Heun => "Heun",
         SamplerKind::Dpmpp2m => "DPM++ 2M",
+        SamplerKind::Dpm2 => "DPM2",
+        SamplerKind::Dpm2Ancestral => "DPM2 a",
+        SamplerKind::Lms => "LMS",
+        SamplerKind::UniPc => "UniPC",
+        SamplerKind::Deis => "DEIS",
+        SamplerKind::Ddpm => "DDPM",
     }
 }
 
@@ -144,6 +150,8 @@ mod tests {
     #[test]
     fn every_sampler_has_the_web_uis_name() {
         let labels = SamplerKind::ALL.map(sampler_label);
-        assert_eq!(labels, ["DDIM", "PLMS", "Euler", "Euler a", "Heun", "DPM++ 2M"]);
+        let usual = ["DDIM", "PLMS", "Euler", "Euler a", "Heun", "DPM++ 2M"];
+        assert_eq!(labels[..6], usual);
+        assert_eq!(labels[6..], ["DPM2", "DPM2 a", "LMS", "UniPC", "DEIS", "DDPM"]);
     }
 }

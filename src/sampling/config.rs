@@ -216,11 +216,42 @@ pub enum SamplerKind {
     Heun,
     /// DPM-Solver++(2M) (Lu et al. 2022).
     Dpmpp2m,
+    /// DPM-Solver-2, the midpoint method in log σ (Lu et al. 2022; Karras et al. 2022, algorithm 2).
+    Dpm2,
+    /// The same with ancestral noise.
+    Dpm2Ancestral,
+    /// Linear multi-step, of fourth order.
+    Lms,
+    /// The unified predictor and corrector, of second order (Zhao et al. 2023).
+    UniPc,
+    /// The diffusion exponential integrator, of second order in log ρ (Zhang and Chen 2023).
+    Deis,
+    /// Denoising diffusion probabilistic models (Ho et al. 2020).
+    Ddpm,
 }
 
 impl SamplerKind {
     /// Every sampler, in the order in which they are shown.
-    pub const ALL: [Self; 6] = [Self::Ddim, Self::Pndm, Self::Euler, Self::EulerAncestral, Self::Heun, Self::Dpmpp2m];
+    pub const ALL: [Self; 12] = [
+        Self::Ddim,
+        Self::Pndm,
+        Self::Euler,
+        Self::EulerAncestral,
+        Self::Heun,
+        Self::Dpmpp2m,
+        Self::Dpm2,
+        Self::Dpm2Ancestral,
+        Self::Lms,
+        Self::UniPc,
+        Self::Deis,
+        Self::Ddpm,
+    ];
+
+    /// Whether diffusers' class is made as its DPM-Solver is: it counts the end as one more timestep, and keeps latents at
+    /// total variance 1.
+    pub(super) const fn is_of_dpm_solver_kind(self) -> bool {
+        matches!(self, Self::Dpmpp2m | Self::UniPc | Self::Deis)
+    }
 
     /// The name on the wire and on the command line.
     #[must_use]
@@ -232,6 +263,12 @@ impl SamplerKind {
             Self::EulerAncestral => "euler_ancestral",
             Self::Heun => "heun",
             Self::Dpmpp2m => "dpmpp_2m",
+            Self::Dpm2 => "dpm_2",
+            Self::Dpm2Ancestral => "dpm_2_ancestral",
+            Self::Lms => "lms",
+            Self::UniPc => "uni_pc",
+            Self::Deis => "deis",
+            Self::Ddpm => "ddpm",
         }
     }
 }
@@ -377,7 +414,8 @@ mod tests {
         let error = "ddimm".parse::<SamplerKind>().unwrap_err().to_string();
         assert_eq!(
             error,
-            "sampler: is \"ddimm\"; one of ddim, pndm, euler, euler_ancestral, heun, dpmpp_2m is allowed"
+            "sampler: is \"ddimm\"; one of ddim, pndm, euler, euler_ancestral, heun, dpmpp_2m, dpm_2, dpm_2_ancestral, \
+             lms, uni_pc, deis, ddpm is allowed"
         );
     }
 }

@@ -85,6 +85,7 @@ impl Schedule {
                 // PNDM extrapolates outputs, and looks back at its first level.
                 Ok(Self::on_timesteps(options, TerminalSigma::Clamped, steps).with_pndm_start(options))
             }
+            (SamplerKind::Ddpm, SpacingKind::Checkpoint) => Ok(Self::on_listed_timesteps(options, steps)),
             _ => Self::on_sigmas(options, steps),
         }
     }
@@ -146,6 +147,19 @@ impl Schedule {
         Self { initial_scale: 1.0, steps, final_scale: 1.0, whole }
     }
 
+    /// DDPM's: from each timestep to the next of the list, and to σ = 0.
+    fn on_listed_timesteps(options: &SchedulerOptions, steps: usize) -> Self {
+        let sigmas = options.training_sigmas(TerminalSigma::Exact);
+        let level = |t: f64| Level { timestep: t, sigma: sigmas[index(t)] };
+        let levels: Vec<Level> = timesteps(options, steps).into_iter().map(|t| level(t.round_ties_even())).collect();
+        let next_sigma = |number: usize| levels.get(number + 1).map_or(0.0, |next| next.sigma);
+        let step =
+            |(number, level): (usize, &Level)| Step { level: *level, next_sigma: next_sigma(number), second: None };
+        let steps: Vec<Step> = levels.iter().enumerate().map(step).collect();
+        let whole = steps.len();
+        Self { initial_scale: 1.0, steps, final_scale: 1.0, whole }
+    }
+
     /// PNDM looks twice in its first step: there is no history yet to extrapolate from (Liu et al. 2022, section 3.3,
     /// with the pseudo improved Euler step of latent diffusion's PLMS).
     fn with_pndm_start(mut self, options: &SchedulerOptions) -> Self {
@@ -159,7 +173,7 @@ impl Schedule {
     /// The samplers of the k-diffusion kind: from each σ to the next.
     fn on_sigmas(options: &SchedulerOptions, steps: usize) -> Result<Self> {
         let training = options.training_sigmas(TerminalSigma::Clamped);
-        let multistep = options.sampler == SamplerKind::Dpmpp2m;
+        let multistep = options.sampler.is_of_dpm_solver_kind();
         let mut timesteps = if multistep { dpm_solver_timesteps(options, steps) } else { timesteps(options, steps) };
         let mut sigmas: Vec<f64> = match options.interpolation {
             Interpolation::Linear => timesteps.iter().map(|t| interpolate(&training, *t)).collect(),
@@ -168,10 +182,7 @@ impl Schedule {
         if options.spacing == SpacingKind::Karras {
             sigmas = karras_sigmas(options, &training, &sigmas, steps)?;
             timesteps = sigmas.iter().map(|sigma| timestep_of(&training, *sigma)).collect();
-            if multistep {
-                // Rounded, but for this one schedule of betas, in diffusers.
-                let cut = options.beta_schedule == BetaSchedule::SquaredcosCapV2;
-                let whole = if cut { f64::trunc } else { f64::round_ties_even };
+            if let Some(whole) = whole_timesteps(options) {
                 timesteps.iter_mut().for_each(|timestep| *timestep = whole(*timestep));
             }
         }
@@ -181,6 +192,7 @@ impl Schedule {
         let starts_at_sigma = options.timestep_spacing != TimestepSpacing::Leading && !multistep;
         let initial_scale = if starts_at_sigma { noise_share(sigmas[0]) } else { 1.0 };
         sigmas.push(match options.final_sigmas {
+            FinalSigmas::SigmaMin if ends_at_its_last(options) => sigmas[sigmas.len() - 1],
             FinalSigmas::SigmaMin => training[0],
             FinalSigmas::Zero => 0.0,
         });
@@ -197,6 +209,7 @@ impl Schedule {
         match options.sampler {
             SamplerKind::Heun => schedule.add_heun_looks(options.rescale_betas_zero_snr),
             SamplerKind::Pndm => schedule.add_first_look(),
+            SamplerKind::Dpm2 | SamplerKind::Dpm2Ancestral => schedule.add_looks_halfway(options, &training),
             _ => {}
         }
         Ok(schedule)
@@ -211,6 +224,20 @@ impl Schedule {
         }
     }
 
+    /// DPM-Solver-2 looks again half way in log σ in every step but the last, and from an almost infinite σ, as Heun's. The
+    /// way of the ancestral one ends below the next σ, and fresh noise makes up for the rest.
+    fn add_looks_halfway(&mut self, options: &SchedulerOptions, training: &[f64]) {
+        let last = self.steps.len() - 1;
+        for step in &mut self.steps[..last].iter_mut().skip(usize::from(options.rescale_betas_zero_snr)) {
+            let (from_sigma, next_sigma) = (step.level.sigma, step.next_sigma);
+            let ancestral = options.sampler == SamplerKind::Dpm2Ancestral;
+            let end = if ancestral { next_sigma * next_sigma / from_sigma } else { next_sigma };
+            let sigma = (from_sigma * end).sqrt();
+            let level = Level { timestep: timestep_of(training, sigma), sigma };
+            step.second = Some(SecondLook { level, from_sigma, next_sigma });
+        }
+    }
+
     fn add_first_look(&mut self) {
         if self.steps.len() > 1 {
             self.look_again_at_the_end(0);
@@ -222,6 +249,22 @@ impl Schedule {
         let from_sigma = self.steps[number].level.sigma;
         self.steps[number].second = Some(SecondLook { level, from_sigma, next_sigma: level.sigma });
     }
+}
+
+/// How diffusers makes the timesteps of Karras' σ whole, where it does.
+fn whole_timesteps(options: &SchedulerOptions) -> Option<fn(f64) -> f64> {
+    match options.sampler {
+        // The network's timesteps are whole, which cuts off what is not rounded.
+        SamplerKind::Dpmpp2m if options.beta_schedule == BetaSchedule::SquaredcosCapV2 => Some(f64::trunc),
+        SamplerKind::Dpm2 | SamplerKind::Dpm2Ancestral => Some(f64::round_ties_even),
+        sampler if sampler.is_of_dpm_solver_kind() => Some(f64::round_ties_even),
+        _ => None,
+    }
+}
+
+/// Whether the last step of a spacing other than the checkpoint's ends at the spacing's own least σ.
+fn ends_at_its_last(options: &SchedulerOptions) -> bool {
+    options.spacing != SpacingKind::Checkpoint && matches!(options.sampler, SamplerKind::UniPc | SamplerKind::Deis)
 }
 
 /// PNDM's second look, at `level`: the step from one stride above it, corrected by what the network gives there.
@@ -276,12 +319,14 @@ fn log_linear(training: &[f64], steps: usize) -> Vec<f64> {
 /// training for DPM-Solver++ and what `spaced` spans for the others, as in diffusers.
 #[expect(clippy::cast_precision_loss, reason = "steps are few")]
 fn karras_sigmas(options: &SchedulerOptions, training: &[f64], spaced: &[f64], steps: usize) -> Result<Vec<f64>> {
-    let (most, least) = if options.sampler == SamplerKind::Dpmpp2m {
+    let (most, least) = if options.sampler.is_of_dpm_solver_kind() {
         (training[training.len() - 1], training[0])
     } else {
         (spaced[0], spaced[spaced.len() - 1])
     };
-    let (most, least) = (options.sigma_max.unwrap_or(most), options.sigma_min.unwrap_or(least));
+    // diffusers' LMS does not read the checkpoint's here.
+    let ends = if options.sampler == SamplerKind::Lms { (None, None) } else { (options.sigma_max, options.sigma_min) };
+    let (most, least) = (ends.0.unwrap_or(most), ends.1.unwrap_or(least));
     if steps > 1 && most < least {
         let message =
             format!("is {steps}; with this model's sigma_min and sigma_max σ would rise, {most:.3} to {least:.3}");

@@ -40,13 +40,19 @@ impl From<BTreeMap<String, Setting>> for SchedulerConfig {
 }
 
 /// The classes of diffusers' schedulers, and the samplers they are.
-const CLASSES: [(&str, SamplerKind); 6] = [
+const CLASSES: [(&str, SamplerKind); 12] = [
     ("PNDMScheduler", SamplerKind::Pndm),
     ("DDIMScheduler", SamplerKind::Ddim),
     ("EulerDiscreteScheduler", SamplerKind::Euler),
     ("EulerAncestralDiscreteScheduler", SamplerKind::EulerAncestral),
     ("HeunDiscreteScheduler", SamplerKind::Heun),
     ("DPMSolverMultistepScheduler", SamplerKind::Dpmpp2m),
+    ("KDPM2DiscreteScheduler", SamplerKind::Dpm2),
+    ("KDPM2AncestralDiscreteScheduler", SamplerKind::Dpm2Ancestral),
+    ("LMSDiscreteScheduler", SamplerKind::Lms),
+    ("UniPCMultistepScheduler", SamplerKind::UniPc),
+    ("DEISMultistepScheduler", SamplerKind::Deis),
+    ("DDPMScheduler", SamplerKind::Ddpm),
 ];
 
 impl SamplerKind {
@@ -303,6 +309,6 @@ mod tests {
         assert_eq!(clip(r#"{"_class_name": "EulerDiscreteScheduler"}"#, SamplerKind::Ddim), None);
         let said = r#"{"_class_name": "EulerDiscreteScheduler", "clip_sample": true, "clip_sample_range": 3}"#;
         let clips = SamplerKind::ALL.map(|sampler| clip(said, sampler));
-        assert_eq!(clips, [Some(3.0), None, None, None, Some(3.0), None]);
+        assert_eq!(clips, [Some(3.0), None, None, None, Some(3.0), None, None, None, None, None, None, Some(3.0)]);
     }
 }

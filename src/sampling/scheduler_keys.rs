@@ -7,7 +7,9 @@ use std::fmt;
 
 use serde::{Deserialize, de::IgnoredAny};
 
-use super::SamplerKind::{self, Ddim, Dpmpp2m, Euler, EulerAncestral, Heun, Pndm};
+use super::SamplerKind::{
+    self, Ddim, Ddpm, Deis, Dpm2, Dpm2Ancestral, Dpmpp2m, Euler, EulerAncestral, Heun, Lms, Pndm, UniPc,
+};
 
 /// A value in `scheduler_config.json`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -50,6 +52,8 @@ pub(super) enum Fixed {
     Flag(bool),
     Number(f64),
     Text(&'static str),
+    /// A list of no numbers.
+    Empty,
 }
 
 impl From<Fixed> for Setting {
@@ -59,6 +63,7 @@ impl From<Fixed> for Setting {
             Fixed::Flag(flag) => Self::Flag(flag),
             Fixed::Number(number) => Self::Number(number),
             Fixed::Text(text) => Self::Text(text.to_owned()),
+            Fixed::Empty => Self::Numbers(Vec::new()),
         }
     }
 }
@@ -134,7 +139,7 @@ impl Key {
     }
 }
 
-use Fixed::{Flag, Null, Number, Text};
+use Fixed::{Empty, Flag, Null, Number, Text};
 use Treatment::{Honoured, Idle, Only};
 
 const NO: Fixed = Flag(false);
@@ -142,65 +147,91 @@ const YES: Fixed = Flag(true);
 
 const ALL: &[SamplerKind] = &SamplerKind::ALL;
 /// The classes that can space σ otherwise than timesteps do.
-const SPACERS: &[SamplerKind] = &[Euler, Heun, Dpmpp2m];
-const THRESHOLDERS: &[SamplerKind] = &[Ddim, Dpmpp2m];
+const SPACERS: &[SamplerKind] = &[Euler, Heun, Dpmpp2m, Dpm2, Dpm2Ancestral, Lms, UniPc, Deis];
+const SPACE_BY_UNTAKEN: &[SamplerKind] = &[Heun, Dpmpp2m, Dpm2, Dpm2Ancestral, Lms, Deis];
+const THRESHOLDERS: &[SamplerKind] = &[Ddim, Dpmpp2m, UniPc, Deis, Ddpm];
+/// The classes of the DPM-Solver kind.
+const SOLVERS: &[SamplerKind] = &[Dpmpp2m, UniPc, Deis];
 
 /// Every key that a class takes.
-pub(super) static KEYS: &[Key] = &[
-    // How the network was trained.
-    Key::new("num_train_timesteps", ALL, Number(1000.0), Honoured),
-    Key::new("beta_start", ALL, Number(0.0001), Honoured).except(&[(Heun, Number(0.00085))]),
-    Key::new("beta_end", ALL, Number(0.02), Honoured).except(&[(Heun, Number(0.012))]),
-    Key::new("beta_schedule", ALL, Text("linear"), Honoured),
-    Key::new("trained_betas", ALL, Null, Honoured),
-    // `sample` is drawn by every sampler, though diffusers' PNDM and Euler ancestral have no rule for it.
-    Key::new("prediction_type", ALL, Text("epsilon"), Honoured),
-    // PNDM and Heun would draw such a network from levels that it does not know.
-    Key::new("rescale_betas_zero_snr", &[Ddim, Euler, EulerAncestral, Dpmpp2m], NO, Honoured).beyond(&[Pndm, Heun]),
-    Key::new("variance_type", &[Dpmpp2m], Null, Only(&[Null])),
-    // Which levels a drawing visits.
-    Key::new("timestep_spacing", ALL, Text("linspace"), Honoured)
-        .except(&[(Ddim, Text("leading")), (Pndm, Text("leading"))]),
-    Key::new("steps_offset", ALL, Number(0.0), Honoured),
-    Key::new("set_alpha_to_one", &[Ddim, Pndm], YES, Honoured).except(&[(Pndm, NO)]),
-    Key::new("final_sigmas_type", &[Euler, Dpmpp2m], Text("zero"), Honoured),
-    Key::new("timestep_type", &[Euler], Text("discrete"), Honoured),
-    Key::new("interpolation_type", &[Euler], Text("linear"), Honoured),
-    Key::new("lambda_min_clipped", &[Dpmpp2m], Number(f64::NEG_INFINITY), Honoured),
-    Key::new("use_karras_sigmas", SPACERS, NO, Honoured),
-    Key::new("sigma_min", &[Euler], Null, Honoured).also_read_by(&[Heun, Dpmpp2m]),
-    Key::new("sigma_max", &[Euler], Null, Honoured).also_read_by(&[Heun, Dpmpp2m]),
-    Key::new("use_exponential_sigmas", SPACERS, NO, Only(&[NO])),
-    Key::new("use_beta_sigmas", SPACERS, NO, Only(&[NO])),
-    Key::new("use_lu_lambdas", &[Dpmpp2m], NO, Only(&[NO])),
-    Key::new("use_flow_sigmas", &[Dpmpp2m], NO, Only(&[NO])),
-    // Read with use_flow_sigmas alone.
-    Key::new("flow_shift", &[Dpmpp2m], Number(1.0), Idle),
-    // Read where a pipeline passes mu, which Stable Diffusion's do not.
-    Key::new("use_dynamic_shifting", &[Dpmpp2m], NO, Idle),
-    Key::new("time_shift_type", &[Dpmpp2m], Text("exponential"), Idle),
-    // How a step goes. Clipping is for networks that draw pixels: it spoils latents, so that a request for `ddim` does
-    // not get it by the mere default of that class.
-    Key::new("clip_sample", &[Ddim, Heun], NO, Honoured).except(&[(Ddim, YES)]).when_chosen(NO),
-    Key::new("clip_sample_range", &[Ddim, Heun], Number(1.0), Honoured),
-    Key::new("thresholding", THRESHOLDERS, NO, Only(&[NO])),
-    // Read with thresholding alone.
-    Key::new("dynamic_thresholding_ratio", THRESHOLDERS, Number(0.995), Idle),
-    Key::new("sample_max_value", THRESHOLDERS, Number(1.0), Idle),
-    // A request for `pndm` means the linear multi-step method.
-    Key::new("skip_prk_steps", &[Pndm], NO, Only(&[YES])).when_chosen(YES),
-    Key::new("solver_order", &[Dpmpp2m], Number(2.0), Only(&[Number(2.0)])),
-    Key::new("algorithm_type", &[Dpmpp2m], Text("dpmsolver++"), Only(&[Text("dpmsolver++")])),
-    // diffusers takes the names of its other multi-step solvers for midpoint.
-    Key::new(
-        "solver_type",
-        &[Dpmpp2m],
-        Text("midpoint"),
-        Only(&[Text("midpoint"), Text("logrho"), Text("bh1"), Text("bh2")]),
-    ),
-    Key::new("lower_order_final", &[Dpmpp2m], YES, Honoured),
-    Key::new("euler_at_final", &[Dpmpp2m], NO, Honoured),
-];
+pub(super) static KEYS: &[Key] =
+    &[
+        // How the network was trained.
+        Key::new("num_train_timesteps", ALL, Number(1000.0), Honoured),
+        Key::new("beta_start", ALL, Number(0.0001), Honoured).except(&[
+            (Heun, Number(0.00085)),
+            (Dpm2, Number(0.00085)),
+            (Dpm2Ancestral, Number(0.00085)),
+        ]),
+        Key::new("beta_end", ALL, Number(0.02), Honoured).except(&[
+            (Heun, Number(0.012)),
+            (Dpm2, Number(0.012)),
+            (Dpm2Ancestral, Number(0.012)),
+        ]),
+        Key::new("beta_schedule", ALL, Text("linear"), Honoured),
+        Key::new("trained_betas", ALL, Null, Honoured),
+        // `sample` is drawn by every sampler, though diffusers' PNDM and Euler ancestral have no rule for it.
+        Key::new("prediction_type", ALL, Text("epsilon"), Honoured),
+        // The others would draw such a network from levels that it does not know.
+        Key::new("rescale_betas_zero_snr", &[Ddim, Euler, EulerAncestral, Dpmpp2m, UniPc, Ddpm], NO, Honoured)
+            .beyond(&[Pndm, Heun, Dpm2, Dpm2Ancestral, Lms, Deis]),
+        Key::new("variance_type", &[Dpmpp2m, Ddpm], Null, Only(&[Null, Text("fixed_small")]))
+            .except(&[(Ddpm, Text("fixed_small"))]),
+        // Which levels a drawing visits.
+        Key::new("timestep_spacing", ALL, Text("linspace"), Honoured).except(&[
+            (Ddim, Text("leading")),
+            (Pndm, Text("leading")),
+            (Ddpm, Text("leading")),
+        ]),
+        Key::new("steps_offset", ALL, Number(0.0), Honoured),
+        Key::new("set_alpha_to_one", &[Ddim, Pndm], YES, Honoured).except(&[(Pndm, NO)]),
+        // DEIS ends at the least σ, and has no choice.
+        Key::new("final_sigmas_type", &[Euler, Dpmpp2m, UniPc], Text("zero"), Honoured)
+            .except(&[(Deis, Text("sigma_min"))]),
+        Key::new("timestep_type", &[Euler], Text("discrete"), Honoured),
+        Key::new("interpolation_type", &[Euler], Text("linear"), Honoured),
+        Key::new("lambda_min_clipped", &[Dpmpp2m], Number(f64::NEG_INFINITY), Honoured),
+        Key::new("use_karras_sigmas", SPACERS, NO, Honoured),
+        Key::new("sigma_min", &[Euler, UniPc], Null, Honoured).also_read_by(SPACE_BY_UNTAKEN),
+        Key::new("sigma_max", &[Euler, UniPc], Null, Honoured).also_read_by(SPACE_BY_UNTAKEN),
+        Key::new("use_exponential_sigmas", SPACERS, NO, Only(&[NO])),
+        Key::new("use_beta_sigmas", SPACERS, NO, Only(&[NO])),
+        Key::new("use_lu_lambdas", &[Dpmpp2m], NO, Only(&[NO])),
+        Key::new("use_flow_sigmas", SOLVERS, NO, Only(&[NO])),
+        // Read with use_flow_sigmas alone.
+        Key::new("flow_shift", SOLVERS, Number(1.0), Idle),
+        Key::new("shift_terminal", &[UniPc], Null, Only(&[Null])),
+        // Read where a pipeline passes mu, which Stable Diffusion's do not.
+        Key::new("use_dynamic_shifting", SOLVERS, NO, Idle),
+        Key::new("time_shift_type", SOLVERS, Text("exponential"), Idle),
+        // How a step goes. Clipping is for networks that draw pixels: it spoils latents, so that a request for `ddim` does
+        // not get it by the mere default of that class.
+        Key::new("clip_sample", &[Ddim, Heun, Ddpm], NO, Honoured).except(&[(Ddim, YES), (Ddpm, YES)]).when_chosen(NO),
+        Key::new("clip_sample_range", &[Ddim, Heun, Ddpm], Number(1.0), Honoured),
+        Key::new("thresholding", THRESHOLDERS, NO, Only(&[NO])),
+        // Read with thresholding alone.
+        Key::new("dynamic_thresholding_ratio", THRESHOLDERS, Number(0.995), Idle),
+        Key::new("sample_max_value", THRESHOLDERS, Number(1.0), Idle),
+        // A request for `pndm` means the linear multi-step method.
+        Key::new("skip_prk_steps", &[Pndm], NO, Only(&[YES])).when_chosen(YES),
+        Key::new("solver_order", SOLVERS, Number(2.0), Only(&[Number(2.0)])),
+        // Each of these two classes takes the other's name for its own.
+        Key::new("algorithm_type", &[Dpmpp2m, Deis], Text("dpmsolver++"), Only(&[Text("dpmsolver++"), Text("deis")]))
+            .except(&[(Deis, Text("deis"))]),
+        // diffusers takes the names of its other multi-step solvers for midpoint, for DEIS' logrho or UniPC's bh2.
+        Key::new(
+            "solver_type",
+            SOLVERS,
+            Text("midpoint"),
+            Only(&[Text("midpoint"), Text("logrho"), Text("bh1"), Text("bh2")]),
+        )
+        .except(&[(UniPc, Text("bh2")), (Deis, Text("logrho"))]),
+        Key::new("lower_order_final", SOLVERS, YES, Honoured),
+        Key::new("predict_x0", &[UniPc], YES, Only(&[YES])),
+        Key::new("disable_corrector", &[UniPc], Empty, Only(&[Empty])),
+        Key::new("solver_p", &[UniPc], Null, Only(&[Null])),
+        Key::new("euler_at_final", &[Dpmpp2m], NO, Honoured),
+    ];
 
 #[cfg(test)]
 mod tests {

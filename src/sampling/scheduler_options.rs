@@ -1,7 +1,7 @@
 //! A scheduler's options: its file as the class that draws reads it.
 //!
 //! Owns [`SchedulerOptions`], with every default filled in for one sampler and spacing. diffusers' rule fills them: what
-//! the file says is kept, what it does not say is the drawing class's default. Next: `schedule` and `sampler` draw by the
+//! the file says is kept, what it does not say is the drawing class's default. Next: `schedule` and `samplers` draw by the
 //! options.
 
 use super::{
@@ -50,6 +50,17 @@ pub struct SchedulerOptions {
     pub(super) lower_order_final: bool,
     /// Whether DPM-Solver's last step is of first order in any case.
     pub(super) euler_at_final: bool,
+    /// UniPC's B(h).
+    pub(super) bh: Bh,
+}
+
+/// The function B(h) of UniPC (Zhao et al. 2023, section 4.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bh {
+    /// The step's length in λ.
+    One,
+    /// Its exponential less one.
+    Two,
 }
 
 /// How betas go from the first to the last.
@@ -187,6 +198,8 @@ impl Reader<'_> {
             clip: clips.then_some(clip_range),
             lower_order_final: self.flag("lower_order_final")?,
             euler_at_final: self.flag("euler_at_final")?,
+            // diffusers takes the names of its other solvers for bh2 here.
+            bh: if self.setting("solver_type") == Setting::Text("bh1".to_owned()) { Bh::One } else { Bh::Two },
         };
         options.check()?;
         Ok(options)

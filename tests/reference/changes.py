@@ -17,7 +17,7 @@ from PIL import Image
 from checkpoints import write_compact, write_tensors
 from expected import PROMPTS, is_xl
 from pictures import NEGATIVE, OWN, USUAL, decode
-from samplers import CLASSES, IGNORE_ZERO_SNR, scheduler
+from samplers import FIRST, IGNORE_ZERO_SNR, scheduler
 
 # Larger than what is drawn, so that the filter that shrinks it counts; neither side is a multiple of 8.
 INPUT_SIZE = (90, 101)
@@ -45,7 +45,7 @@ def cases(config, latent_channels):
     own = OWN[config["_class_name"]]
     usual = {**USUAL, "strength": 0.6, "mask": False, "padding": None}
     zero_snr = config.get("rescale_betas_zero_snr", False)
-    samplers = [name for name in CLASSES if not (zero_snr and name in IGNORE_ZERO_SNR)]
+    samplers = [name for name in FIRST if not (zero_snr and name in IGNORE_ZERO_SNR)]
     found = [(f"image.{sampler}", {"sampler": sampler}) for sampler in samplers]
     found += [
         ("image.karras", {"sampler": "dpmpp_2m", "schedule": "karras", "strength": 0.75}),

@@ -8,7 +8,7 @@ import warnings
 import torch
 
 from checkpoints import write_compact
-from samplers import CLASSES
+from samplers import CLASSES, FIRST
 from schedules import level, number
 
 STEPS = (1, 2, 4, 9, 20)
@@ -36,6 +36,8 @@ EULER_FILE = {
     "use_karras_sigmas": True,
 }
 
+NEW = [name for name in CLASSES if name not in FIRST]
+
 
 def cases():
     """(class, file, numbers of steps)."""
@@ -43,8 +45,22 @@ def cases():
     for name in CLASSES:
         yield name, {"skip_prk_steps": True} if name == "pndm" else {}, STEPS
         yield name, PNDM_FILE, STEPS
-    for name in ("ddim", "euler", "heun", "dpmpp_2m"):
+    for name in ("ddim", "euler", "heun", "dpmpp_2m", *NEW):
         yield name, EULER_FILE, STEPS
+    for name in NEW:
+        yield name, {**SD, **V}, STEPS
+        if name not in ("dpm_2", "dpm_2_ancestral"):  # which have no rule for it in diffusers
+            yield name, {**SD, "prediction_type": "sample"}, STEPS
+        yield name, {**SD, **V, "timestep_spacing": "trailing", "use_karras_sigmas": name != "ddpm"}, FEW_STEPS
+        yield name, {**COSINE, "timestep_spacing": "leading", "steps_offset": 1}, FEW_STEPS
+    for name in ("uni_pc", "deis"):
+        yield name, {**SD, "lower_order_final": False, "final_sigmas_type": "sigma_min"}, FEW_STEPS
+        yield name, {**SD, **KARRAS, "final_sigmas_type": "sigma_min", "sigma_min": 0.05}, FEW_STEPS
+    yield "uni_pc", {**SD, "solver_type": "bh1", "final_sigmas_type": "sigma_min"}, STEPS  # NaN at σ = 0 in diffusers
+    for name in ("uni_pc", "ddpm"):
+        yield name, {**SD, **V, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, STEPS
+    yield "deis", {**SD, "algorithm_type": "dpmsolver++", "solver_type": "midpoint"}, FEW_STEPS
+    yield "ddpm", {**SD, "clip_sample": True, "clip_sample_range": 0.5}, FEW_STEPS
     yield "euler", {**PNDM_FILE, "_use_default_values": ["steps_offset", "beta_end"]}, FEW_STEPS
     for name in ("euler", "heun", "dpmpp_2m"):
         for sigmas in ({"sigma_min": 0.05}, {"sigma_max": 8.0}, {"sigma_min": 0.05, "sigma_max": 8.0}):
@@ -97,7 +113,8 @@ def draw(made, steps):
         made.set_begin_index(0)  # by timestep diffusers finds the wrong σ where two timesteps are the same
     generator = torch.Generator("cpu").manual_seed(0)
     x = torch.tensor([[[[1.5, -0.7, 0.3, -2.0]]]]) * made.init_noise_sigma
-    noisy = {"generator": generator} if type(made) is CLASSES["euler_ancestral"] else {}
+    draws_noise = [CLASSES[name] for name in ("euler_ancestral", "dpm_2_ancestral", "ddpm")]
+    noisy = {"generator": generator} if type(made) in draws_noise else {}
     for t in made.timesteps:
         x = made.step(toy(made.scale_model_input(x, t), t), t, x, **noisy).prev_sample
     return [number(value) for value in x.flatten()]
@@ -106,8 +123,12 @@ def draw(made, steps):
 def row(name, file, steps):
     made = CLASSES[name].from_config(file)
     made.set_timesteps(steps)
-    if name in ("ddim", "pndm"):
+    if name in ("ddim", "pndm", "ddpm"):
         sigmas = [level(made.alphas_cumprod[t]) for t in made.timesteps.tolist()]
+    elif name in ("dpm_2", "dpm_2_ancestral"):
+        between = made.sigmas_interpol[1:] if name == "dpm_2" else made.sigmas_interpol
+        sigmas = [made.sigmas[call] if call % 2 == 0 else between[call - 1] for call in range(len(made.timesteps))]
+        sigmas = [number(sigma) for sigma in sigmas]
     else:
         sigmas = [number(sigma) for sigma in made.sigmas]
     timesteps = [number(t) for t in made.timesteps]

@@ -3,11 +3,17 @@
 import torch
 from diffusers import (
     DDIMScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    LMSDiscreteScheduler,
     PNDMScheduler,
+    UniPCMultistepScheduler,
 )
 
 CLASSES = {
@@ -17,11 +23,19 @@ CLASSES = {
     "euler_ancestral": EulerAncestralDiscreteScheduler,
     "heun": HeunDiscreteScheduler,
     "dpmpp_2m": DPMSolverMultistepScheduler,
+    "dpm_2": KDPM2DiscreteScheduler,
+    "dpm_2_ancestral": KDPM2AncestralDiscreteScheduler,
+    "lms": LMSDiscreteScheduler,
+    "uni_pc": UniPCMultistepScheduler,
+    "deis": DEISMultistepScheduler,
+    "ddpm": DDPMScheduler,
 }
+# Those that schedules, changed pictures and Karras' pictures are compared of; `options.py` has whole drawings of all.
+FIRST = ("ddim", "pndm", "euler", "euler_ancestral", "heun", "dpmpp_2m")
 # What diffusers itself can space as Karras et al. do, eq. 5 of arXiv:2206.00364.
 HAVE_KARRAS = ("euler", "heun", "dpmpp_2m")
 # These have no zero-SNR option in diffusers and silently ignore it.
-IGNORE_ZERO_SNR = ("pndm", "heun")
+IGNORE_ZERO_SNR = ("pndm", "heun", "dpm_2", "dpm_2_ancestral", "lms", "deis")
 
 
 def scheduler(name, config, karras=False, **changes):
@@ -30,7 +44,11 @@ def scheduler(name, config, karras=False, **changes):
         changes["skip_prk_steps"] = True
     if karras:
         changes["use_karras_sigmas"] = True
+    if name == "ddpm":
+        changes["clip_sample"] = False
     made = CLASSES[name].from_config(config, **changes)
+    if name in ("lms", "deis") and config.get("rescale_betas_zero_snr"):
+        made.alphas_cumprod = CLASSES["euler"].from_config(config).alphas_cumprod
     if name == "pndm" and config.get("rescale_betas_zero_snr"):
         # The levels that the checkpoint was trained on, which this class would ignore.
         made.alphas_cumprod = CLASSES["euler"].from_config(config).alphas_cumprod

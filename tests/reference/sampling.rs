@@ -116,7 +116,8 @@ struct FileRow {
     file: Value,
     steps: usize,
     timesteps: Vec<f64>,
-    sigmas: Vec<f64>,
+    /// `null` for infinity.
+    sigmas: Vec<Option<f64>>,
     init_noise_sigma: f64,
     /// What four numbers end as, with [`toy`] for a network.
     latents: Vec<f32>,
@@ -163,22 +164,34 @@ fn every_key_of_a_file_draws_what_the_class_of_the_index_draws_with_it() {
         for (number, (timestep, sigma, _)) in calls.iter().enumerate() {
             let tolerance = match (karras, kind) {
                 (false, _) => 1e-3,
-                (true, SamplerKind::Dpmpp2m) => 1.0,
+                (true, SamplerKind::Dpmpp2m | SamplerKind::UniPc | SamplerKind::Deis) => 1.0,
                 (true, _) => 0.5,
             };
             let wanted = row.timesteps[number];
             // Continuous timesteps are small, and as good as their σ.
+            // Half way f32 leaves diffusers fewer digits: a σ of the ancestral one is a root of a difference.
+            let halfway = matches!(kind, SamplerKind::Dpm2 | SamplerKind::Dpm2Ancestral) && number % 2 == 1;
+            let tolerance = if halfway { f64::max(tolerance, 5e-3) } else { tolerance };
             let tolerance = if wanted.abs() < 2.0 && wanted.fract() != 0.0 { 1e-3 } else { tolerance };
             if (timestep - wanted).abs() > tolerance {
                 failures.push(format!("{what}: timestep {timestep} at {number}, wanted {wanted}"));
             }
             let wanted = row.sigmas[number];
-            if !close(*sigma, Some(wanted), karras) {
-                failures.push(format!("{what}: σ {sigma} at {number}, wanted {wanted}"));
+            let near = |wanted: f64| (sigma - wanted).abs() < 0.03 * wanted;
+            if !(close(*sigma, wanted, karras) || halfway && wanted.is_some_and(near)) {
+                failures.push(format!("{what}: σ {sigma} at {number}, wanted {wanted:?}"));
             }
         }
         let first = schedule.steps[0].level.sigma;
-        let in_sigma = matches!(kind, SamplerKind::Euler | SamplerKind::EulerAncestral | SamplerKind::Heun);
+        let in_sigma = !matches!(
+            kind,
+            SamplerKind::Ddim
+                | SamplerKind::Pndm
+                | SamplerKind::Dpmpp2m
+                | SamplerKind::UniPc
+                | SamplerKind::Deis
+                | SamplerKind::Ddpm
+        );
         let initial = if in_sigma { schedule.initial_scale * first.hypot(1.0) } else { schedule.initial_scale };
         if !close(initial, Some(row.init_noise_sigma), karras) {
             failures.push(format!("{what}: starts at {initial}, wanted {}", row.init_noise_sigma));

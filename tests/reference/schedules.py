@@ -3,7 +3,7 @@
 import itertools
 
 from checkpoints import write_compact
-from samplers import CLASSES, HAVE_KARRAS, IGNORE_ZERO_SNR, scheduler
+from samplers import FIRST, HAVE_KARRAS, IGNORE_ZERO_SNR, scheduler
 
 BETAS = {"scaled_linear": (0.00085, 0.012), "linear": (0.0001, 0.02), "squaredcos_cap_v2": (0.00085, 0.012)}
 SPACINGS = ("leading", "linspace", "trailing")
@@ -68,7 +68,7 @@ def row(name, betas, spacing, zero_snr, karras, steps, offset, alpha_one):
 def combinations():
     """All options for the betas of Stable Diffusion, fewer numbers of steps for the others."""
     for name, betas, spacing, zero_snr, karras in itertools.product(
-        CLASSES, BETAS, SPACINGS, (False, True), (False, True)
+        FIRST, BETAS, SPACINGS, (False, True), (False, True)
     ):
         usual = betas == "scaled_linear"
         if (karras and name not in HAVE_KARRAS) or (zero_snr and (name in IGNORE_ZERO_SNR or betas == "linear")):
