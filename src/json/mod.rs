@@ -5,7 +5,8 @@
 //! wants to see. Of a key that stands twice the last counts, as in Python.
 //!
 //! The file parses by itself what no crate in use does, and leaves strings and finite numbers to `serde_json`. Requests
-//! are never read with it.
+//! are never read with it. It is long because the parser, its errors with their places, and what serde asks of it belong
+//! together.
 
 pub(crate) mod keys;
 

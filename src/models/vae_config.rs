@@ -27,7 +27,7 @@ pub struct VaeConfig {
     pub norm_num_groups: usize,
     /// Latents are divided by this before they are decoded.
     pub scaling_factor: f64,
-    /// Taken from latents by other pipelines; see [`leave_out_unread`](Self::leave_out_unread).
+    /// Taken from latents by other pipelines; diffusers' Stable Diffusion pipelines do not look at it.
     pub shift_factor: Option<f64>,
     /// Each channel's mean, where latents were normalised by channel.
     pub latents_mean: Option<Vec<f64>>,

@@ -1,6 +1,7 @@
 //! What a drawing is asked to be, and the one place where that is checked.
 //!
-//! Next: the pipeline turns a valid [`SamplingConfig`] into a schedule, a sampler and noise.
+//! Next: the pipeline turns a valid [`SamplingConfig`] into a schedule, a sampler and noise. The file is long because every
+//! value that a request can set is declared, bounded and named here.
 
 use std::{fmt, str::FromStr, sync::Arc};
 

@@ -2,7 +2,8 @@
 //!
 //! A [`Schedule`] is a list of steps, each from one σ to another. The two ends of neighbouring steps are not always the
 //! same: diffusers' DDIM and PNDM go to the timestep `N/n` (whole division) below, whatever comes next, and the picture
-//! depends on it.
+//! depends on it. The file is a little long: whole schedules and their last parts, for pictures to start from, are made of
+//! the same pieces.
 
 use super::{
     BetaSchedule, FinalSigmas, Interpolation, SamplerKind, SchedulerOptions, SpacingKind, TimestepSpacing,
