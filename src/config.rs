@@ -460,7 +460,7 @@ pub struct PictureConfig {
     /// model's]
     #[arg(long)]
     pub sampler: Option<SamplerKind>,
-    /// Spacing of the noise levels: checkpoint or karras [default: the model's]
+    /// Spacing of the noise levels: checkpoint, karras, exponential or beta [default: the model's]
     #[arg(long)]
     pub scheduler: Option<SpacingKind>,
     /// How many of the text encoder's last layers to leave out

@@ -61,6 +61,8 @@ const fn schedule_label(scheduler: SpacingKind) -> Option<&'static str> {
     match scheduler {
         SpacingKind::Checkpoint => None,
         SpacingKind::Karras => Some("Karras"),
+        SpacingKind::Exponential => Some("Exponential"),
+        SpacingKind::Beta => Some("Beta"),
     }
 }
 
@@ -149,6 +151,8 @@ mod tests {
 
     #[test]
     fn every_sampler_has_the_web_uis_name() {
+        let spacings = SpacingKind::ALL.map(schedule_label);
+        assert_eq!(spacings, [None, Some("Karras"), Some("Exponential"), Some("Beta")]);
         let labels = SamplerKind::ALL.map(sampler_label);
         let usual = ["DDIM", "PLMS", "Euler", "Euler a", "Heun", "DPM++ 2M"];
         assert_eq!(labels[..6], usual);

@@ -281,11 +281,15 @@ pub enum SpacingKind {
     Checkpoint,
     /// Karras et al. 2022, equation 5, with rho = 7.
     Karras,
+    /// Evenly in log σ.
+    Exponential,
+    /// By the quantiles of a beta distribution, which favours both ends (Lee et al. 2024).
+    Beta,
 }
 
 impl SpacingKind {
     /// Every spacing, in the order in which they are shown.
-    pub const ALL: [Self; 2] = [Self::Checkpoint, Self::Karras];
+    pub const ALL: [Self; 4] = [Self::Checkpoint, Self::Karras, Self::Exponential, Self::Beta];
 
     /// The name on the wire and on the command line.
     #[must_use]
@@ -293,6 +297,8 @@ impl SpacingKind {
         match self {
             Self::Checkpoint => "checkpoint",
             Self::Karras => "karras",
+            Self::Exponential => "exponential",
+            Self::Beta => "beta",
         }
     }
 }

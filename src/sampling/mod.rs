@@ -3,6 +3,7 @@
 //! Owns [`SamplingConfig`], the schedules, the samplers, prediction types, guidance and seeded noise. It must not know
 //! any network: a network reaches it as a function from latents and a noise level to denoised latents.
 
+mod beta;
 mod config;
 mod level;
 mod noise;

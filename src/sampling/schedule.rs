@@ -7,6 +7,7 @@
 
 use super::{
     BetaSchedule, FinalSigmas, Interpolation, SamplerKind, SchedulerOptions, SpacingKind, TimestepSpacing,
+    beta::beta_quantile,
     level::noise_share,
     timesteps::{dpm_solver_timesteps, timesteps},
     training::TerminalSigma,
@@ -180,8 +181,8 @@ impl Schedule {
             Interpolation::Linear => timesteps.iter().map(|t| interpolate(&training, *t)).collect(),
             Interpolation::LogLinear => log_linear(&training, steps),
         };
-        if options.spacing == SpacingKind::Karras {
-            sigmas = karras_sigmas(options, &training, &sigmas, steps)?;
+        if options.spacing != SpacingKind::Checkpoint {
+            sigmas = spaced_sigmas(options, &training, &sigmas, steps)?;
             timesteps = sigmas.iter().map(|sigma| timestep_of(&training, *sigma)).collect();
             if let Some(whole) = whole_timesteps(options) {
                 timesteps.iter_mut().for_each(|timestep| *timestep = whole(*timestep));
@@ -252,12 +253,14 @@ impl Schedule {
     }
 }
 
-/// How diffusers makes the timesteps of Karras' σ whole, where it does.
+/// How diffusers makes the timesteps of spaced σ whole, where it does.
 fn whole_timesteps(options: &SchedulerOptions) -> Option<fn(f64) -> f64> {
+    let karras = options.spacing == SpacingKind::Karras;
     match options.sampler {
         // The network's timesteps are whole, which cuts off what is not rounded.
         SamplerKind::Dpmpp2m if options.beta_schedule == BetaSchedule::SquaredcosCapV2 => Some(f64::trunc),
-        SamplerKind::Dpm2 | SamplerKind::Dpm2Ancestral => Some(f64::round_ties_even),
+        sampler if sampler.is_of_dpm_solver_kind() && !karras => Some(f64::trunc),
+        SamplerKind::Dpm2 | SamplerKind::Dpm2Ancestral if karras => Some(f64::round_ties_even),
         sampler if sampler.is_of_dpm_solver_kind() => Some(f64::round_ties_even),
         _ => None,
     }
@@ -316,27 +319,33 @@ fn log_linear(training: &[f64], steps: usize) -> Vec<f64> {
     (0..=steps).map(|number| (most + number as f64 / steps as f64 * (least - most)).exp()).collect()
 }
 
-/// Karras et al. 2022, equation 5: `steps` values of σ. The ends are the checkpoint's where it names them, else all of
+/// `steps` values of σ by a spacing other than the checkpoint's. The ends are the checkpoint's where it names them, else all of
 /// training for DPM-Solver++ and what `spaced` spans for the others, as in diffusers.
 #[expect(clippy::cast_precision_loss, reason = "steps are few")]
-fn karras_sigmas(options: &SchedulerOptions, training: &[f64], spaced: &[f64], steps: usize) -> Result<Vec<f64>> {
+fn spaced_sigmas(options: &SchedulerOptions, training: &[f64], spaced: &[f64], steps: usize) -> Result<Vec<f64>> {
     let (most, least) = if options.sampler.is_of_dpm_solver_kind() {
         (training[training.len() - 1], training[0])
     } else {
         (spaced[0], spaced[spaced.len() - 1])
     };
     // diffusers' LMS does not read the checkpoint's here.
-    let ends = if options.sampler == SamplerKind::Lms { (None, None) } else { (options.sigma_max, options.sigma_min) };
+    let ignores = options.sampler == SamplerKind::Lms && options.spacing == SpacingKind::Karras;
+    let ends = if ignores { (None, None) } else { (options.sigma_max, options.sigma_min) };
     let (most, least) = (ends.0.unwrap_or(most), ends.1.unwrap_or(least));
     if steps > 1 && most < least {
         let message =
             format!("is {steps}; with this model's sigma_min and sigma_max σ would rise, {most:.3} to {least:.3}");
         return Err(Error::invalid("steps", message));
     }
-    let (most, least) = (most.powf(1.0 / KARRAS_RHO), least.powf(1.0 / KARRAS_RHO));
+    let between = |most: f64, least: f64, part: f64| most + part * (least - most);
     let sigma = |number: usize| {
         let part = if steps == 1 { 0.0 } else { number as f64 / (steps - 1) as f64 };
-        (most + part * (least - most)).powf(KARRAS_RHO)
+        match options.spacing {
+            SpacingKind::Exponential => between(most.ln(), least.ln(), part).exp(),
+            SpacingKind::Beta => between(least, most, beta_quantile(1.0 - part)),
+            // Equation 5.
+            _ => between(most.powf(1.0 / KARRAS_RHO), least.powf(1.0 / KARRAS_RHO), part).powf(KARRAS_RHO),
+        }
     };
     Ok((0..steps).map(sigma).collect())
 }

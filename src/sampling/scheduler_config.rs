@@ -39,6 +39,13 @@ impl From<BTreeMap<String, Setting>> for SchedulerConfig {
     }
 }
 
+/// The keys that choose a spacing of σ.
+pub(super) const SPACING_KEYS: [(&str, SpacingKind); 3] = [
+    ("use_karras_sigmas", SpacingKind::Karras),
+    ("use_exponential_sigmas", SpacingKind::Exponential),
+    ("use_beta_sigmas", SpacingKind::Beta),
+];
+
 /// The classes of diffusers' schedulers, and the samplers they are.
 const CLASSES: [(&str, SamplerKind); 12] = [
     ("PNDMScheduler", SamplerKind::Pndm),
@@ -112,14 +119,15 @@ impl SchedulerConfig {
         }
     }
 
-    /// The spacing that a request gets when it names none. A class that does not take `use_karras_sigmas` ignores it.
+    /// The spacing that a request gets when it names none. A class that does not take the
+    /// keys of spacings ignores them.
     #[must_use]
     pub fn own_spacing(&self) -> SpacingKind {
-        let takes = |class| Key::named("use_karras_sigmas").is_read_by(class);
-        match self.settings.get("use_karras_sigmas") {
-            Some(Setting::Flag(true)) if self.own_sampler().is_ok_and(takes) => SpacingKind::Karras,
-            _ => SpacingKind::Checkpoint,
-        }
+        let chosen = SPACING_KEYS.iter().find(|(key, _)| {
+            let takes = |class| Key::named(key).is_read_by(class);
+            self.settings.get(*key) == Some(&Setting::Flag(true)) && self.own_sampler().is_ok_and(takes)
+        });
+        chosen.map_or(SpacingKind::Checkpoint, |(_, spacing)| *spacing)
     }
 
     /// The options of a drawing with this sampler and spacing.
@@ -140,9 +148,9 @@ impl SchedulerConfig {
     fn resolve(&self, sampler: SamplerKind, spacing: SpacingKind) -> Result<SchedulerOptions, (SamplerKind, String)> {
         let own = Reader { config: self, class: sampler };
         own.check().map_err(|message| (sampler, message))?;
-        // Where diffusers' class cannot space σ itself, the levels of Karras' spacing are those of its Euler.
+        // Where diffusers' class cannot space σ itself, the levels of a spacing are those of its Euler.
         let spaces = Key::named("use_karras_sigmas").is_read_by(sampler);
-        let class = if spacing == SpacingKind::Karras && !spaces { SamplerKind::Euler } else { sampler };
+        let class = if spacing != SpacingKind::Checkpoint && !spaces { SamplerKind::Euler } else { sampler };
         let levels = Reader { config: self, class };
         levels.check().map_err(|message| (class, message))?;
         let mut options = levels.options(spacing).map_err(|message| (class, message))?;
@@ -178,8 +186,11 @@ mod tests {
             (r#"{"_class_name": "DPMSolverMultistepScheduler", "variance_type": "learned"}"#, "variance_type is"),
             (r#"{"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": true}"#, "use_flow_sigmas is true"),
             (r#"{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": 9}"#, "lambda_min_clipped is 9"),
-            (r#"{"_class_name": "EulerDiscreteScheduler", "use_beta_sigmas": true}"#, "use_beta_sigmas is true"),
-            (r#"{"_class_name": "EulerDiscreteScheduler", "use_exponential_sigmas": true}"#, "use_exponential_sigmas"),
+            (r#"{"_class_name": "EulerDiscreteScheduler", "use_beta_sigmas": 1}"#, "use_beta_sigmas is 1; true or"),
+            (
+                r#"{"_class_name": "LMSDiscreteScheduler", "use_exponential_sigmas": true, "use_beta_sigmas": true}"#,
+                "use_exponential_sigmas and use_beta_sigmas are both true",
+            ),
             (r#"{"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": 1}"#, "use_karras_sigmas is 1; true or"),
             (r#"{"_class_name": "EulerDiscreteScheduler", "sigma_min": 0}"#, "sigma_min is 0; a number above 0"),
             (
@@ -264,7 +275,7 @@ mod tests {
 
     #[test]
     fn karras_spacing_of_a_class_that_has_none_reads_what_euler_reads() {
-        let config = read(r#"{"_class_name": "DDIMScheduler", "sigma_max": 9, "use_beta_sigmas": true}"#);
+        let config = read(r#"{"_class_name": "DDIMScheduler", "sigma_max": 9, "timestep_type": "half"}"#);
         config.check().unwrap();
         let refused = config.options(SamplerKind::Ddim, SpacingKind::Karras).unwrap_err().to_string();
         assert!(refused.starts_with("scheduler: is karras, which draws as EulerDiscreteScheduler does"), "{refused}");

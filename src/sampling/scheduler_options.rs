@@ -6,6 +6,7 @@
 
 use super::{
     PredictionType, SamplerKind, SchedulerConfig, SpacingKind,
+    scheduler_config::SPACING_KEYS,
     scheduler_keys::{KEYS, Key, Setting, Treatment},
 };
 
@@ -162,7 +163,11 @@ impl Reader<'_> {
         let prediction_type = self.prediction_type()?;
         let (clips, clip_range) = (self.flag("clip_sample")?, self.number("clip_sample_range")?);
         // Read by `own_spacing`, and overruled by a request that names a spacing.
-        self.flag("use_karras_sigmas")?;
+        let chosen = SPACING_KEYS.map(|(key, _)| self.flag(key).map(|chosen| chosen.then_some(key)));
+        let chosen: Vec<&str> = chosen.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
+        if chosen.len() > 1 {
+            return Err(format!("{} are both true; one spacing of σ can be chosen", chosen.join(" and ")));
+        }
         let options = SchedulerOptions {
             sampler: self.class,
             spacing,

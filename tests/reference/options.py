@@ -53,6 +53,12 @@ def cases():
             yield name, {**SD, "prediction_type": "sample"}, STEPS
         yield name, {**SD, **V, "timestep_spacing": "trailing", "use_karras_sigmas": name != "ddpm"}, FEW_STEPS
         yield name, {**COSINE, "timestep_spacing": "leading", "steps_offset": 1}, FEW_STEPS
+    for name in ("euler", "heun", "dpmpp_2m", *NEW):
+        for key in ("use_exponential_sigmas", "use_beta_sigmas"):
+            ends = {"sigma_min": 0.05, "sigma_max": 8.0}
+            if name != "ddpm":
+                yield name, {**SD, key: True}, FEW_STEPS
+                yield name, {**SD, **V, **ends, key: True, "timestep_spacing": "trailing"}, (1, 9)
     for name in ("uni_pc", "deis"):
         yield name, {**SD, "lower_order_final": False, "final_sigmas_type": "sigma_min"}, FEW_STEPS
         yield name, {**SD, **KARRAS, "final_sigmas_type": "sigma_min", "sigma_min": 0.05}, FEW_STEPS

@@ -158,7 +158,7 @@ fn every_key_of_a_file_draws_what_the_class_of_the_index_draws_with_it() {
         let what = format!("{kind} {spacing}, {} steps, {}", row.steps, row.file);
         let options = config.options(kind, spacing).unwrap();
         let schedule = Schedule::new(&options, row.steps).unwrap();
-        let karras = spacing == SpacingKind::Karras;
+        let karras = spacing != SpacingKind::Checkpoint;
         let calls = calls(&schedule);
         assert_eq!(calls.len(), row.timesteps.len(), "{what}");
         for (number, (timestep, sigma, _)) in calls.iter().enumerate() {
