@@ -261,13 +261,14 @@ mod tests {
 
     #[test]
     fn zero_terminal_snr_counts_for_classes_without_it_where_a_request_chose_them() {
+        use SamplerKind::{Deis, Dpm2, Dpm2Ancestral, Heun, Lms, Pndm};
         let file = r#"{"skip_prk_steps": true, "rescale_betas_zero_snr": true}"#;
         for class in SamplerKind::ALL {
             let mut config = read(file);
             config.set_class(class);
             for sampler in SamplerKind::ALL {
                 let options = config.options(sampler, SpacingKind::Checkpoint).unwrap();
-                let ignored = sampler == class && matches!(class, SamplerKind::Pndm | SamplerKind::Heun);
+                let ignored = sampler == class && matches!(class, Pndm | Heun | Dpm2 | Dpm2Ancestral | Lms | Deis);
                 assert_eq!(options.rescale_betas_zero_snr, !ignored, "{sampler} of {class}");
             }
         }
