@@ -258,10 +258,17 @@ fn the_index_names_the_class_that_draws_and_the_file_does_where_the_index_is_sil
         assert_eq!(refused(folder.path()), format!("{}: {said}", path.display()));
     }
     // What the file says is checked as the class that draws reads it.
+    set(root, FILE, "timestep_type", Value::from("odd"));
+    let said = format!("{}: timestep_type is \"odd\"; ", root.join(FILE).display());
+    let message = refused(root);
+    assert!(message.starts_with(&said), "{message}");
+    set(root, FILE, "timestep_type", Value::from("discrete"));
+    // Of spacings the file may name one, which a request gets that names none.
+    set(root, FILE, "use_karras_sigmas", Value::from(false));
     set(root, FILE, "use_beta_sigmas", Value::from(true));
-    let said = format!("{}: use_beta_sigmas is true; only false is supported", root.join(FILE).display());
-    assert_eq!(refused(root), said);
+    assert_eq!(defaults(root), (SamplerKind::Euler, SpacingKind::Beta));
     set(root, FILE, "use_beta_sigmas", Value::from(false));
+    set(root, FILE, "use_karras_sigmas", Value::from(true));
 
     remove(root, "model_index.json", "scheduler");
     set(root, FILE, "_class_name", Value::from("HeunDiscreteScheduler"));

@@ -192,7 +192,11 @@ async fn invalid_parameter_422() {
         (json!({ "steps": 151.0 }), "steps", "is 151; 1 to 150 are allowed"),
         (json!({ "n": 5 }), "n", "is 5; this worker allows 1 to 4 images"),
         (json!({ "sampler": "magic" }), "sampler", "is \"magic\"; one of ddim, pndm"),
-        (json!({ "scheduler": "magic" }), "scheduler", "is \"magic\"; one of checkpoint, karras is allowed"),
+        (
+            json!({ "scheduler": "magic" }),
+            "scheduler",
+            "is \"magic\"; one of checkpoint, karras, exponential, beta is allowed",
+        ),
         (json!({ "clip_skip": 3 }), "clip_skip", "is 3; the fake has 3 layers"),
         (json!({ "preview_every": 151 }), "preview_every", "is 151; 0 to 150 is allowed"),
         (json!({ "output": { "format": "gif" } }), "output.format", "is \"gif\"; one of png, jpeg, webp is allowed"),

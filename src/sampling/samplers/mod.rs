@@ -192,7 +192,9 @@ mod tests {
             for spacing in SpacingKind::ALL {
                 let (few, many) = (draw(kind, spacing, 10), draw(kind, spacing, 100));
                 let error = |x: f32| (x - 0.5).abs();
-                assert!(error(many) < 0.02, "{kind} {spacing}: {many}");
+                // The last of beta's steps is a long one, which rules of first order feel.
+                let most = if spacing == SpacingKind::Beta { 0.03 } else { 0.02 };
+                assert!(error(many) < most, "{kind} {spacing}: {many}");
                 assert!(error(many) < error(few) + 1e-3, "{kind} {spacing}: {few}, {many}");
             }
         }
