@@ -92,22 +92,25 @@ fn pictures_are_resized_as_pillow_does_it() {
     }
 }
 
+/// Draws the cases of a reference file; those that are not diffusers' picture.
+fn unlike(pipeline: &InferencePipeline, file: &str) -> Vec<String> {
+    let (picture, mask) = inputs();
+    let wanted = tensors(&format!("{file}.safetensors"));
+    let cases: Vec<Case> = json(&format!("{file}.json"));
+    assert!(cases.len() >= 6, "{file}");
+    let unlike = |case: Case| {
+        let drawn = pipeline.generate(&case.config(&picture, &mask), &mut Unwatched).unwrap();
+        let wanted: Vec<u8> = wanted[&case.name].flatten_all().unwrap().to_vec1().unwrap();
+        let found = likeness(&drawn.images[0].to_rgb8(), &wanted, &case, &picture, &mask);
+        (found < LEAST_PSNR).then(|| format!("{file}, {}: {found:.1} dB", case.name))
+    };
+    cases.into_iter().filter_map(unlike).collect()
+}
+
 #[test]
 fn every_change_is_diffusers_own() {
-    let (picture, mask) = inputs();
-    let mut failures = Vec::new();
-    for name in CHECKPOINTS {
-        let pipeline = pipeline(name);
-        let wanted = tensors(&format!("{name}/changes.safetensors"));
-        for case in json::<Vec<Case>>(&format!("{name}/changes.json")) {
-            let drawn = pipeline.generate(&case.config(&picture, &mask), &mut Unwatched).unwrap();
-            let wanted: Vec<u8> = wanted[&case.name].flatten_all().unwrap().to_vec1().unwrap();
-            let found = likeness(&drawn.images[0].to_rgb8(), &wanted, &case, &picture, &mask);
-            if found < LEAST_PSNR {
-                failures.push(format!("{name}, {}: {found:.1} dB", case.name));
-            }
-        }
-    }
+    let of_checkpoint = |name: &str| unlike(&pipeline(name), &format!("{name}/changes"));
+    let failures: Vec<String> = CHECKPOINTS.into_iter().flat_map(of_checkpoint).collect();
     assert!(failures.is_empty(), "{failures:#?}");
 }
 
@@ -124,19 +127,10 @@ fn made_for_inpainting(name: &str) -> (InferencePipeline, tempfile::TempDir) {
 
 #[test]
 fn a_checkpoint_made_for_inpainting_draws_what_diffusers_draws_with_it() {
-    let (picture, mask) = inputs();
-    let mut failures = Vec::new();
-    for name in ["sd15", "sdxl"] {
+    let of_checkpoint = |name: &str| {
         let (pipeline, _folder) = made_for_inpainting(name);
-        let wanted = tensors(&format!("{name}/inpainting.safetensors"));
-        for case in json::<Vec<Case>>(&format!("{name}/inpainting.json")) {
-            let drawn = pipeline.generate(&case.config(&picture, &mask), &mut Unwatched).unwrap();
-            let wanted: Vec<u8> = wanted[&case.name].flatten_all().unwrap().to_vec1().unwrap();
-            let found = likeness(&drawn.images[0].to_rgb8(), &wanted, &case, &picture, &mask);
-            if found < LEAST_PSNR {
-                failures.push(format!("{name}, {}: {found:.1} dB", case.name));
-            }
-        }
-    }
+        unlike(&pipeline, &format!("{name}/inpainting"))
+    };
+    let failures: Vec<String> = ["sd15", "sdxl"].into_iter().flat_map(of_checkpoint).collect();
     assert!(failures.is_empty(), "{failures:#?}");
 }
