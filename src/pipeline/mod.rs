@@ -3,11 +3,14 @@
 //! Owns [`InferencePipeline`] and the one denoise loop. It must not know the queue or the network server: whoever calls
 //! it watches and stops it through a [`Monitor`].
 
+mod denoise;
 mod generate;
 mod load;
 mod origin;
 #[expect(clippy::module_inception, reason = "the pipeline's own file is its namesake")]
 mod pipeline;
+mod pixels;
+mod previews;
 mod stages;
 mod text;
 
