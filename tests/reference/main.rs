@@ -1,6 +1,7 @@
 //! darkroom's numbers against diffusers' and torch's, which `make.py` beside this file wrote down.
 
 mod changes;
+mod device;
 mod networks;
 mod pictures;
 mod published;
