@@ -62,6 +62,8 @@ trap 'exit 143' TERM
 trap 'exit 130' INT
 
 export PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PYTHONUTF8=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# What torch.compile has found is of use to the next run over the same scratch folder.
+export TORCHINDUCTOR_CACHE_DIR=$SCRATCH_DIR/inductor
 wheels=${WHEELS:-$root/benches/wheels}
 if ! python3 -c 'import diffusers' 2>/dev/null && compgen -G "$wheels/*.whl" >/dev/null; then
   # Their needs are checked by the import that follows, not by pip: torch comes with the machine.

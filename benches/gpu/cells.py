@@ -10,6 +10,11 @@ def tell(row, column, **cell):
     print(json.dumps({"row": row, "column": column, "cell": cell}), flush=True)
 
 
+def tell_missing(row, column, reason):
+    """A cell without its figure."""
+    tell(row, column, missing=" ".join(str(reason).split())[:200])
+
+
 def summary(found):
     """The cell of likenesses in dB by case; a case is a checkpoint and a name."""
     worst = min(found, key=found.get)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from cells import DARKROOM, tell
+from cells import DARKROOM, tell, tell_missing
 from daemon import Daemon, Failed, environment
 from memory import Peak
 
@@ -47,6 +47,15 @@ def batch_rows(daemon, args, batch):
     tell(f"{name}.decode", DARKROOM, value=middle(found["decode_ms"] for _, found in drawings) / 1000, unit="s")
 
 
+def larger_batch_rows(daemon, args, batch):
+    """As `batch_rows`; what is refused, for its memory say, leaves its reason."""
+    try:
+        batch_rows(daemon, args, batch)
+    except Failed as error:
+        for kind in ("image", "unet", "decode"):
+            tell_missing(f"{args.name}.b{batch}.{kind}", DARKROOM, error)
+
+
 def stages(args, device, dtype):
     """The stages alone, for batch 1."""
     command = [os.environ["DARKROOM"], "bench", "--model", args.folder, "--device", device, "--dtype", dtype, "--json"]
@@ -76,10 +85,10 @@ def main():
         tell(f"{args.name}.ready", DARKROOM, value=daemon.seconds_to_ready, unit="s", first=first)
         batch_rows(daemon, args, 1)
         tell(f"{args.name}.memory", DARKROOM, value=peak.mib(daemon.process.pid), unit="MiB")
+        stages(args, device, dtype)
         for batch in args.batches:
             if batch != 1:
-                batch_rows(daemon, args, batch)
-    stages(args, device, dtype)
+                larger_batch_rows(daemon, args, batch)
 
 
 if __name__ == "__main__":

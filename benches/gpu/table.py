@@ -112,7 +112,7 @@ def written(row, cell):
         return cell.get("missing") or "–"
     value, unit = cell["value"], cell.get("unit")
     if unit == "MiB":
-        return f"{value / MIB_PER_GIB:.2f} GiB"
+        return f"{value / MIB_PER_GIB:.2f} GiB" if value >= MIB_PER_GIB else f"{value} MiB"
     text = f"{value:.2f} s" if value >= 1 else f"{value * 1000:.3g} ms"
     parts = row.split(".")
     if parts[-1] == "image" and parts[1] != "b1":

@@ -9,14 +9,13 @@ import time
 import torch
 from diffusers import DiffusionPipeline
 
-from cells import COMPILED, DIFFUSERS, tell
+from cells import COMPILED, DIFFUSERS, tell, tell_missing
 from memory import Peak
 from speed import PROMPT, RUNS, WARM_UP_STEPS
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 MODE = "max-autotune-no-cudagraphs"
-STAGE_RUNS = 5
-TIMESTEP = 500
+STAGE_RUNS = {1: 5}  # by batch; two of the larger
 
 
 class Clock:
@@ -51,69 +50,91 @@ def image(pipe, args, batch, steps):
         picture.save(io.BytesIO(), format="PNG")
 
 
-def stages(pipe, args, batch):
-    """The UNet on the guidance pairs of a batch and the decoder on its latents, as calls."""
-    side, dtype, device = args.size // pipe.vae_scale_factor, pipe.unet.dtype, pipe.device
-    random = lambda *shape: torch.randn(*shape, dtype=dtype, device=device)
-    pairs = random(2 * batch, pipe.unet.config.in_channels, side, side)
-    context = random(2 * batch, pipe.tokenizer.model_max_length, pipe.unet.config.cross_attention_dim)
-    added = {}
-    if getattr(pipe, "text_encoder_2", None) is not None:
-        ids = torch.tensor([[args.size, args.size, 0, 0, args.size, args.size]] * (2 * batch), dtype=dtype, device=device)
-        added = {"text_embeds": random(2 * batch, pipe.text_encoder_2.config.projection_dim), "time_ids": ids}
-    # diffusers decodes with a VAE in f32 where its configuration asks for it.
-    upcast = dtype == torch.float16 and pipe.vae.config.force_upcast
-    latents = random(batch, pipe.vae.config.latent_channels, side, side)
+class Calls:
+    """The calls of UNet and decoder in a drawing, kept to be made again: a compiled network is not compiled anew for them."""
 
-    def unet():
-        pipe.unet(pairs, TIMESTEP, encoder_hidden_states=context, added_cond_kwargs=added)
+    def __init__(self, pipe, args, batch):
+        self.pipe, decode = pipe, pipe.vae.decode
 
-    def decode():
-        if upcast:
-            pipe.upcast_vae() if hasattr(pipe, "upcast_vae") else pipe.vae.to(torch.float32)
-        pipe.vae.decode(latents.to(next(iter(pipe.vae.post_quant_conv.parameters())).dtype))
-        if upcast:
-            pipe.vae.to(dtype)
+        def keep_unet(_, given, named):
+            self.of_unet = given, named
 
-    return unet, decode
+        def keep_decode(*given, **named):
+            self.of_decode = given, named
+            return decode(*given, **named)
+
+        hook = pipe.unet.register_forward_pre_hook(keep_unet, with_kwargs=True)
+        pipe.vae.decode = keep_decode
+        image(pipe, args, batch, WARM_UP_STEPS)
+        pipe.vae.decode = decode
+        hook.remove()
+
+    def unet(self):
+        given, named = self.of_unet
+        self.pipe.unet(*given, **named)
+
+    def decode(self):
+        given, named = self.of_decode
+        self.pipe.vae.decode(*given, **named)
+
+    def decode_seconds(self, clock, runs):
+        """Of the decoder in the type that the pipeline decodes in, which may be f32 where all else is f16."""
+        own, used = self.pipe.vae.dtype, self.of_decode[0][0].dtype
+        self.pipe.vae.to(used)
+        seconds = clock.seconds(self.decode, runs)
+        self.pipe.vae.to(own)
+        return seconds
 
 
-def tell_images(pipe, args, clock, batch, column):
+def tell_image(pipe, args, clock, batch, column):
     image(pipe, args, batch, WARM_UP_STEPS)
     seconds = clock.seconds(lambda: image(pipe, args, batch, args.steps), RUNS.get(batch, 1), warm_ups=0)
     tell(f"{args.name}.b{batch}.image", column, value=seconds, unit="s")
 
 
-def tell_stages(pipe, args, clock, batch, column):
-    unet, decode = stages(pipe, args, batch)
-    tell(f"{args.name}.b{batch}.unet", column, value=clock.seconds(unet, STAGE_RUNS), unit="s")
-    tell(f"{args.name}.b{batch}.decode", column, value=clock.seconds(decode, STAGE_RUNS if batch == 1 else 2), unit="s")
+def tell_unet(calls, args, clock, batch, column):
+    tell(f"{args.name}.b{batch}.unet", column, value=clock.seconds(calls.unet, STAGE_RUNS.get(batch, 2)), unit="s")
+
+
+def tell_decode(calls, args, clock, batch, column):
+    tell(f"{args.name}.b{batch}.decode", column, value=calls.decode_seconds(clock, STAGE_RUNS.get(batch, 2)), unit="s")
+
+
+def eager_rows(pipe, args, clock, batch):
+    tell_image(pipe, args, clock, batch, DIFFUSERS)
+    calls = Calls(pipe, args, batch)
+    tell_unet(calls, args, clock, batch, DIFFUSERS)
+    tell_decode(calls, args, clock, batch, DIFFUSERS)
 
 
 def eager(args, device, dtype, clock):
     peak = Peak(device)
     pipe = load(args, device, dtype)
-    tell_images(pipe, args, clock, 1, DIFFUSERS)
+    tell_image(pipe, args, clock, 1, DIFFUSERS)
     tell(f"{args.name}.memory", DIFFUSERS, value=peak.mib(os.getpid()), unit="MiB")
-    tell_stages(pipe, args, clock, 1, DIFFUSERS)
     for batch in args.batches:
-        if batch != 1:
-            tell_images(pipe, args, clock, batch, DIFFUSERS)
-            tell_stages(pipe, args, clock, batch, DIFFUSERS)
+        try:
+            eager_rows(pipe, args, clock, batch)
+        except torch.OutOfMemoryError:
+            for kind in ("image", "unet", "decode"):
+                tell_missing(f"{args.name}.b{batch}.{kind}", DIFFUSERS, "out of memory")
+            torch.cuda.empty_cache()
 
 
 def compiled(args, device, dtype, clock):
     """The UNet first: a picture with it alone compiled is told before the decoder's turn, which tells it again."""
     pipe = load(args, device, dtype)
     pipe.unet.to(memory_format=torch.channels_last)
-    eager_decode = pipe.vae.decode
-    pipe.unet = torch.compile(pipe.unet, mode=MODE, dynamic=False)
+    unet, decode = pipe.unet, pipe.vae.decode
     for batch in args.batches:
-        tell_images(pipe, args, clock, batch, COMPILED)
-        pipe.vae.decode = torch.compile(eager_decode, mode=MODE, dynamic=False)
-        tell_images(pipe, args, clock, batch, COMPILED)
-        tell_stages(pipe, args, clock, batch, COMPILED)
-        pipe.vae.decode = eager_decode
+        pipe.unet, pipe.vae.decode = unet, decode
+        calls = Calls(pipe, args, batch)
+        pipe.unet = torch.compile(unet, mode=MODE, dynamic=False)
+        tell_image(pipe, args, clock, batch, COMPILED)
+        tell_unet(calls, args, clock, batch, COMPILED)
+        pipe.vae.decode = torch.compile(decode, mode=MODE, dynamic=False)
+        tell_image(pipe, args, clock, batch, COMPILED)
+        tell_decode(calls, args, clock, batch, COMPILED)
 
 
 def main():
