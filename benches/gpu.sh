@@ -3,8 +3,8 @@
 #
 # Needs the built binary, this repository's tests and models, and python3. torch and diffusers are compared with where they
 # are. Prints one table; leaves gpu.md, gpu.json and gpu.log in OUT_DIR. From the environment:
-#   DARKROOM         the binary (target/release/darkroom)
-#   REFERENCE_TESTS  the reference tests' binary (the newest target/*/deps/reference-*)
+#   DARKROOM         the binary, or the same packed as .xz (target/release/darkroom)
+#   REFERENCE_TESTS  the reference tests' binary, likewise (the newest target/*/deps/reference-*)
 #   DEVICE           cuda, cuda:1, cpu (cuda)
 #   SIZES            full, or tiny for a rehearsal (full)
 #   PARTS            of networks pictures seed serving sd15 sdxl torch compile (all)
@@ -29,11 +29,10 @@ SIZES=${SIZES:-full}
 TIME_LIMIT=${TIME_LIMIT:-540}
 if [ "$DEVICE" = cpu ]; then SPEED_DTYPE=${SPEED_DTYPE:-f32}; else SPEED_DTYPE=${SPEED_DTYPE:-f16}; fi
 DARKROOM=${DARKROOM:-$root/target/release/darkroom}
-if [ ! -x "$DARKROOM" ]; then
+if [ ! -f "$DARKROOM" ]; then
   echo "no binary at $DARKROOM: build one, or name one by DARKROOM" >&2
   exit 2
 fi
-DARKROOM=$(cd "$(dirname "$DARKROOM")" && pwd)/$(basename "$DARKROOM")
 if [ -z "${REFERENCE_TESTS:-}" ]; then
   REFERENCE_TESTS=$(find "$root"/target/*/deps -maxdepth 1 -name 'reference-*' -type f -perm -u+x -printf '%T@ %p\n' \
     2>/dev/null | sort -rn | head -n 1 | cut -d ' ' -f 2-) || true
@@ -61,11 +60,28 @@ trap cleanup EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
 
+# unpacked FILE NAME: where the program is that FILE holds, unpacked if need be.
+unpacked() {
+  case $1 in
+    *.xz)
+      python3 -c 'import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.argv[1]), open(sys.argv[2], "wb"))' \
+        "$1" "$SCRATCH_DIR/$2" && chmod +x "$SCRATCH_DIR/$2" && printf '%s' "$SCRATCH_DIR/$2"
+      ;;
+    *) printf '%s/%s' "$(cd "$(dirname "$1")" && pwd)" "$(basename "$1")" ;;
+  esac
+}
+DARKROOM=$(unpacked "$DARKROOM" darkroom)
+if [ -n "$REFERENCE_TESTS" ]; then REFERENCE_TESTS=$(unpacked "$REFERENCE_TESTS" reference); fi
+if [ ! -x "$DARKROOM" ]; then
+  echo "$DARKROOM is no program" >&2
+  exit 2
+fi
+
 export PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PYTHONUTF8=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # What torch.compile has found is of use to the next run over the same scratch folder.
 export TORCHINDUCTOR_CACHE_DIR=$SCRATCH_DIR/inductor
 wheels=${WHEELS:-$root/benches/wheels}
-if ! python3 -c 'import diffusers' 2>/dev/null && compgen -G "$wheels/*.whl" >/dev/null; then
+if ! python3 -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("diffusers") is None)' && compgen -G "$wheels/*.whl" >/dev/null; then
   # Their needs are checked by the import that follows, not by pip: torch comes with the machine.
   python3 -m pip install --quiet --no-index --no-deps --find-links "$wheels" --target "$SCRATCH_DIR/site" "$wheels"/*.whl \
     >"$SCRATCH_DIR/pip.log" 2>&1 || echo "the wheels in $wheels could not be installed: see gpu.log" >&2

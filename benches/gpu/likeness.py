@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from cells import DARKROOM, summary, tell
@@ -15,6 +16,7 @@ from files import byte_tensors, png_pixels, psnr
 ROOT = Path(__file__).resolve().parent.parent.parent
 DATA = ROOT / "tests" / "reference" / "data"
 CHECKPOINTS = ("sd15", "sd2", "sd2v", "sdxl")
+MADE_WITHIN_S = 60
 # Of a case of pictures.json that a request takes over as they are.
 SAME = ("prompt", "negative_prompt", "width", "height", "steps", "guidance_scale", "seed", "sampler", "clip_skip")
 
@@ -50,8 +52,9 @@ def drawn(daemon, request):
 
 def pictures(device, dtype):
     """Every reference picture; one that is not drawn counts as 0 dB and is named."""
-    found, failures = {}, []
-    for name, model, cases in sets():
+    found, failures, left = {}, [], list(sets())
+    while left:
+        name, model, cases = left.pop(0)
         with Daemon(model, device, dtype) as daemon:
             for case, request, wanted in cases:
                 try:
@@ -59,7 +62,15 @@ def pictures(device, dtype):
                 except (Failed, OSError, ValueError) as error:
                     found[name, case] = 0.0
                     failures.append(f"{name}, {case}: {error}")
-        tell(f"pictures.{dtype}", DARKROOM, **summary(found), failures=failures)
+        tell(f"pictures.{dtype}", DARKROOM, **summary(found), failures=failures, unfinished=bool(left))
+
+
+def appears(path):
+    """Whether a file is there in time: the models are made meanwhile, and each one's index comes last."""
+    deadline = time.monotonic() + MADE_WITHIN_S
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return path.exists()
 
 
 def seed(device, dtype):
@@ -67,14 +78,15 @@ def seed(device, dtype):
     found = {}
     chosen = [(name, model, cases[:6]) for name, model, cases in sets()]
     full = os.environ.get("FULL_SD15")
-    if full and Path(full, "model_index.json").exists():
+    if full and appears(Path(full, "model_index.json")):
         request = {"prompt": "a red fox in the snow", "width": 256, "height": 256, "steps": 4, "seed": 7}
         chosen.append(("full-size sd15", full, [("256", request, None)]))
-    for name, model, cases in chosen:
+    while chosen:
+        name, model, cases = chosen.pop(0)
         with Daemon(model, "cpu", dtype) as cpu, Daemon(model, device, dtype) as other:
             for case, request, _ in cases:
                 found[name, case] = psnr(drawn(cpu, request), drawn(other, request))
-        tell("seed", DARKROOM, **summary(found))
+        tell("seed", DARKROOM, **summary(found), unfinished=bool(chosen))
 
 
 def networks(device, dtype):
@@ -90,7 +102,8 @@ def networks(device, dtype):
         line = json.loads(text)
         found[line["checkpoint"], f"{line['network']} {line['case']}"] = line["db"]
     if not found:
-        raise Failed(f"the test binary ended with {ran.returncode}: {(ran.stderr or ran.stdout)[-300:]}")
+        said = ran.stderr.split("panicked at", 1)[-1].splitlines() or ["it said nothing"]
+        raise Failed(f"the test binary ended with {ran.returncode}: {' '.join(said[:2])[:300]}")
     failures = [] if "test result: ok" in ran.stdout else [f"the test binary ended with {ran.returncode}"]
     tell(f"networks.{dtype}", DARKROOM, **summary(found), failures=failures)
 

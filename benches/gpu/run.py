@@ -231,18 +231,31 @@ def said_by(*command, timeout=60):
         return None
 
 
+# Says how far the comparison gets, a line each.
+TRY_TORCH = """
+import sys, torch
+print(torch.__version__, flush=True)
+import transformers, safetensors.torch, numpy
+from diffusers import DiffusionPipeline
+print("diffusers", flush=True)
+torch.zeros(1, device=sys.argv[1])
+print("device", flush=True)
+"""
+TRY_TORCH_S = 120
+
+
 def missing_for_torch(device):
     """Why the comparison cannot run, or None; and torch's version."""
-    version = said_by(sys.executable, "-c", "import torch; print(torch.__version__)")
-    if version is None:
-        return "no torch here", "none"
-    if said_by(sys.executable, "-c", "import diffusers, transformers, safetensors, numpy", timeout=120) is None:
-        return "no diffusers here", version
-    if device.startswith("cuda"):
-        sees = said_by(sys.executable, "-c", "import torch; torch.zeros(1, device='cuda'); print('yes')")
-        if sees is None:
-            return "torch sees no GPU", version
-    return None, version
+    try:
+        command = [sys.executable, "-c", TRY_TORCH, device]
+        ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TRY_TORCH_S)
+    except subprocess.TimeoutExpired:
+        return "torch is not imported in time", "unknown"
+    lines = ran.stdout.split("\n")[:-1]
+    why = (ran.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    reasons = ("no torch here", f"no diffusers here: {why}", f"torch does not use {device}: {why}", None)
+    reason = reasons[min(len(lines), 3)]
+    return reason and reason[:MESSAGE], lines[0] if lines else "none"
 
 
 def device_name(device):
@@ -275,7 +288,7 @@ def main():
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, run.stop)
     atexit.register(run.stop)
-    lacks, torch_version = missing_for_torch(device)
+    lacks, torch_version = missing_for_torch(device) if {"torch", "compile"} & wanted else (None, "not asked for")
     run.facts = {
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "device": device,
@@ -309,7 +322,7 @@ def main():
 
 def broken_by_lack(failure):
     """A comparison that cannot run here, or had no time left, is no failure of darkroom's."""
-    return failure.startswith(("no torch", "no diffusers", "torch sees", "no time", "out of time", "no test binary"))
+    return failure.startswith(("no torch", "no diffusers", "torch ", "no time", "out of time", "no test binary"))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class Plan:
         if kind in ("pictures", "networks"):
             return likeness_goal(row.split(".")[1], mine, cells.get(DIFFUSERS, {}))
         if kind == "seed":
-            return f"≥ {LEAST_F32_DB:.0f} dB each", None if "least" not in mine else mine["least"] >= LEAST_F32_DB
+            return likeness_goal("f32", mine, {})
         if row in ("jobs", "cancel", "sigterm", "oom", "again"):
             return SERVING_GOALS[row], mine.get("passed")
         return self.time_goal(row, {column: cell.get("value") for column, cell in cells.items()})
@@ -83,13 +83,16 @@ def within(mine, other, share=1.0):
 
 def likeness_goal(dtype, mine, torchs):
     """45 dB each in f32; else 35 on the mean, and for each checkpoint no less than torch's own of the same cases minus 1."""
-    if dtype == "f32":
-        return f"≥ {LEAST_F32_DB:.0f} dB each", None if "least" not in mine else mine["least"] >= LEAST_F32_DB
-    goal = f"mean ≥ {LEAST_MEAN_DB:.0f} dB, ≥ torch's − {BELOW_TORCH_DB:.0f}"
+    each = f"≥ {LEAST_F32_DB:.0f} dB each"
+    goal = each if dtype == "f32" else f"mean ≥ {LEAST_MEAN_DB:.0f} dB, ≥ torch's − {BELOW_TORCH_DB:.0f}"
     if "mean" not in mine:
         return goal, None
-    below = mine["mean"] < LEAST_MEAN_DB or any(gap > BELOW_TORCH_DB for gap in behind_torch(mine, torchs).values())
-    return goal, False if below else None if not torchs.get("by_case") else True
+    if dtype == "f32":
+        below, whole = mine["least"] < LEAST_F32_DB, True
+    else:
+        behind = any(gap > BELOW_TORCH_DB for gap in behind_torch(mine, torchs).values())
+        below, whole = mine["mean"] < LEAST_MEAN_DB or behind, bool(torchs.get("by_case"))
+    return goal, False if below else True if whole and not mine.get("unfinished") else None
 
 
 def behind_torch(mine, torchs):
@@ -105,6 +108,7 @@ def written(row, cell):
     """A cell's text."""
     if "mean" in cell:
         failed = f", {len(cell['failures'])} failed" if cell.get("failures") else ""
+        failed += ", unfinished" if cell.get("unfinished") else ""
         return f"mean {cell['mean']:.1f}, least {cell['least']:.1f} dB ({cell['worst']}) of {cell['cases']}{failed}"
     if "text" in cell:
         return cell["text"]
