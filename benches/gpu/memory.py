@@ -14,6 +14,20 @@ MIB = 1 << 20
 CHUNK = 64 * MIB
 
 
+# Where drivers lie that the loader is not told of.
+DRIVER_FOLDERS = ("", "/usr/local/nvidia/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib64")
+
+
+def driver_library(name):
+    """A library of NVIDIA's driver; OSError where there is none."""
+    for folder in DRIVER_FOLDERS:
+        try:
+            return ctypes.CDLL(f"{folder}/{name}" if folder else name)
+        except OSError:
+            continue
+    raise OSError(f"no {name} here")
+
+
 def device_number(device):
     return int(device.partition(":")[2] or 0)
 
@@ -29,7 +43,7 @@ class Used:
         self.number = device_number(device)
         self.nvml, self.source = None, "nvidia-smi"
         try:
-            nvml, handle = ctypes.CDLL("libnvidia-ml.so.1"), ctypes.c_void_p()
+            nvml, handle = driver_library("libnvidia-ml.so.1"), ctypes.c_void_p()
             if nvml.nvmlInit_v2() == 0 and nvml.nvmlDeviceGetHandleByIndex_v2(self.number, ctypes.byref(handle)) == 0:
                 self.nvml, self.handle, self.source = nvml, handle, "NVML"
         except OSError:
@@ -89,7 +103,7 @@ class Ballast:
     """Holds a GPU's memory until only a little is free."""
 
     def __init__(self, device):
-        self.cuda, self.held = ctypes.CDLL("libcuda.so.1"), []
+        self.cuda, self.held = driver_library("libcuda.so.1"), []
         handle, self.context = ctypes.c_int(), ctypes.c_void_p()
         self.must("cuInit", 0)
         self.must("cuDeviceGet", ctypes.byref(handle), device_number(device))

@@ -122,6 +122,18 @@ def ask_too_much(daemon):
     return None if drawn or "deadline_exceeded" in said else said
 
 
+def ask_in_want(daemon, ballast):
+    """(answer, MiB left free) of the first request that was not drawn, with less and less memory."""
+    try:
+        for left in LEFT_FREE_MIB:
+            ballast.leave(left)
+            if said := ask_too_much(daemon):
+                return said, left
+        return None, left
+    finally:
+        ballast.drop()
+
+
 def out_of_memory(device):
     """A request that does not fit. On a GPU all but a little memory is taken away first; on the CPU OOM_FLAGS bounds it."""
     flags = shlex.split(os.environ.get("OOM_FLAGS", ""))
@@ -132,19 +144,17 @@ def out_of_memory(device):
     model = os.environ.get("FULL_SD15") or str(DATA / "sd15" / "model")
     if not Path(model, "model_index.json").exists():
         model = str(DATA / "sd15" / "model")
+    try:
+        ballast = None if device.startswith("cpu") else Ballast(device)
+    except OSError as error:
+        return tell_missing("oom", DARKROOM, f"not asked: the card's memory cannot be taken away: {error}")
     with Daemon(model, device, os.environ["SPEED_DTYPE"], *flags) as daemon:
         daemon.picture(request(3))
         said, left = None, None
-        if device.startswith("cpu"):
+        if ballast is None:
             said = ask_too_much(daemon)
         else:
-            ballast = Ballast(device)
-            for left in LEFT_FREE_MIB:
-                ballast.leave(left)
-                said = ask_too_much(daemon)
-                if said:
-                    break
-            ballast.drop()
+            said, left = ask_in_want(daemon, ballast)
         if daemon.process.poll() is not None:
             raise Failed(f"the worker died of it with {daemon.process.returncode}: {daemon.said()}")
         if said is None:

@@ -91,7 +91,7 @@ def likeness_goal(dtype, mine, torchs):
         below, whole = mine["least"] < LEAST_F32_DB, True
     else:
         behind = any(gap > BELOW_TORCH_DB for gap in behind_torch(mine, torchs).values())
-        below, whole = mine["mean"] < LEAST_MEAN_DB or behind, bool(torchs.get("by_case"))
+        below, whole = mine["mean"] < LEAST_MEAN_DB or behind, bool(torchs.get("by_case")) and not torchs.get("unfinished")
     return goal, False if below else True if whole and not mine.get("unfinished") else None
 
 
