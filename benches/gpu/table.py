@@ -9,6 +9,7 @@ READY_S = 3.0
 # Of a picture in SD 1.5 at batch 1 and SDXL at batch 1, beside eager; of SD 1.5 beside torch.compile.
 SD15_OF_EAGER, SD15_OF_COMPILED, SDXL_OF_EAGER = 0.9, 1.1, 1.0
 MIB_PER_GIB = 1024
+MOST_OF_A_REASON = 90  # characters in a cell
 
 
 class Plan:
@@ -113,7 +114,7 @@ def written(row, cell):
     if "text" in cell:
         return cell["text"]
     if cell.get("value") is None:
-        return cell.get("missing") or "–"
+        return shortened(cell.get("missing") or "–")
     value, unit = cell["value"], cell.get("unit")
     if unit == "MiB":
         return f"{value / MIB_PER_GIB:.2f} GiB" if value >= MIB_PER_GIB else f"{value} MiB"
@@ -124,6 +125,11 @@ def written(row, cell):
     if cell.get("first"):
         text += f" (first start {cell['first']:.2f} s)"
     return text
+
+
+def shortened(reason):
+    """A reason as a cell shows it; the JSON has the whole."""
+    return reason if len(reason) <= MOST_OF_A_REASON else reason[: MOST_OF_A_REASON - 1] + "…"
 
 
 def one_line(text):
