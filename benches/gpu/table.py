@@ -144,6 +144,10 @@ def markdown(plan, cells):
         goal, met = plan.goal(row, found)
         texts = [one_line(written(row, found[column])) if column in found else "" for column in COLUMNS]
         verdict = "" if not goal else {True: "yes", False: "**no**", None: "not measured"}[met]
+        gaps = behind_torch(found.get(DARKROOM, {}), found.get(DIFFUSERS, {}))
+        furthest = max(gaps, key=gaps.get, default=None)
+        if met is False and furthest and gaps[furthest] > BELOW_TORCH_DB:
+            verdict += f": {gaps[furthest]:.1f} dB behind torch's ({furthest})"
         lines.append("| " + " | ".join([title, *texts, goal, verdict]) + " |")
     return "\n".join(lines)
 

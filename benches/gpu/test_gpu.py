@@ -53,6 +53,8 @@ class Goals(unittest.TestCase):
         for torchs, wanted in ((45.0, True), (45.1, False)):
             theirs = summary({("a", "1"): torchs, ("c", "1"): 90.0})
             self.assertIs(plan().goal("pictures.f16", {DARKROOM: mine, DIFFUSERS: theirs})[1], wanted)
+            row = markdown(plan(), {"pictures.f16": {DARKROOM: mine, DIFFUSERS: theirs}})
+            self.assertEqual("**no**: 1.1 dB behind torch's (a)" in row, not wanted)
         low = summary({("a", "1"): 34.9})
         self.assertIs(plan().goal("networks.f16", {DARKROOM: low})[1], False)
 
