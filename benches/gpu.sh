@@ -12,7 +12,7 @@
 #   SPEED_DTYPE      in which times are taken (f16; f32 on the CPU)
 #   TIME_LIMIT       of the whole, in seconds (540)
 #   WHEELS           a folder of wheels, installed where diffusers is missing (benches/wheels)
-#   SCRATCH          a folder for models and logs, which is kept (a temporary one, which is not)
+#   SCRATCH          a folder for models and compiled kernels, which are kept (a temporary one, which is not)
 #   OOM_FLAGS        on the CPU: flags of darkroom that bound its memory, for the request that must not fit
 set -euo pipefail
 
@@ -43,7 +43,8 @@ if ! command -v python3 >/dev/null; then
 fi
 
 keep=${SCRATCH:-}
-SCRATCH_DIR=${SCRATCH:-$(mktemp -d)}
+# A folder of our own in the one that was named, since logs are removed there.
+if [ -n "$keep" ]; then SCRATCH_DIR=$keep/darkroom-gpu; else SCRATCH_DIR=$(mktemp -d); fi
 mkdir -p "$SCRATCH_DIR"
 SCRATCH_DIR=$(cd "$SCRATCH_DIR" && pwd)
 child=
@@ -71,6 +72,10 @@ unpacked() {
   esac
 }
 DARKROOM=$(unpacked "$DARKROOM" darkroom)
+if [ -n "$REFERENCE_TESTS" ] && [ ! -f "$REFERENCE_TESTS" ]; then
+  echo "no test binary at $REFERENCE_TESTS: the networks alone are not compared" >&2
+  REFERENCE_TESTS=
+fi
 if [ -n "$REFERENCE_TESTS" ]; then REFERENCE_TESTS=$(unpacked "$REFERENCE_TESTS" reference); fi
 if [ ! -x "$DARKROOM" ]; then
   echo "$DARKROOM is no program" >&2
