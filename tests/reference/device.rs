@@ -15,7 +15,6 @@ use darkroom::{
     models::{Added, Conditioning, DeviceChoice, DtypeChoice, ModelSource, Unet, UnetConfig, VaeDecoder, VaeEncoder},
     nn::{LoadProgress, Weights},
     pipeline::{InferencePipeline, LoadOptions},
-    sampling::Limits,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -47,7 +46,7 @@ impl Place {
 
     fn pipeline(&self, name: &str) -> InferencePipeline {
         let source = ModelSource::Directory(data(&format!("{name}/model")));
-        let options = LoadOptions { source, device: self.choice, dtype: self.dtype_choice, limits: Limits::default() };
+        let options = LoadOptions { source, device: self.choice, dtype: self.dtype_choice, ..LoadOptions::default() };
         InferencePipeline::load(&options, &mut |_| {}).unwrap()
     }
 
