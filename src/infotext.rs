@@ -7,14 +7,20 @@ use std::borrow::Cow;
 
 use crate::{
     drawing::DrawingParameters,
-    sampling::{SamplerKind, SpacingKind},
+    pipeline::literal_prompt,
+    sampling::{PromptSyntax, SamplerKind, SpacingKind},
 };
 
 /// The parameters of one image, drawn by the model of this name.
 #[must_use]
 pub fn infotext(parameters: &DrawingParameters<'_>, model: &str) -> String {
-    let mut text = parameters.prompt.trim().to_owned();
-    let negative = parameters.negative_prompt.unwrap_or_default().trim();
+    // The web UI has one syntax, in which texts of the other are written.
+    let prompt = |text: &str| match parameters.prompt_syntax {
+        PromptSyntax::Weights => text.trim().to_owned(),
+        PromptSyntax::Plain => literal_prompt(text.trim()),
+    };
+    let mut text = prompt(parameters.prompt);
+    let negative = prompt(parameters.negative_prompt.unwrap_or_default());
     if !negative.is_empty() {
         text += &format!("\nNegative prompt: {negative}");
     }

@@ -14,8 +14,8 @@ mod previews;
 mod stages;
 mod text;
 
-pub use generate::{Generate, Generated, ModelInfo, Monitor, StageTimings, Unwatched};
+pub use generate::{Generate, Generated, ModelInfo, Monitor, PromptSupport, StageTimings, Unwatched};
 pub use load::LoadOptions;
 pub use pipeline::InferencePipeline;
 pub use stages::{PreparedStage, Stage};
-pub use text::EncodedText;
+pub use text::{EncodedText, literal_prompt};

@@ -3,6 +3,7 @@
 mod changes;
 mod networks;
 mod pictures;
+mod prompts;
 mod published;
 mod sampling;
 mod support;
