@@ -46,7 +46,7 @@ fn load(root: &Path) -> darkroom::Result<InferencePipeline> {
 
 fn load_as(root: &Path, dtype: DtypeChoice) -> darkroom::Result<InferencePipeline> {
     let source = ModelSource::Directory(root.to_owned());
-    let options = LoadOptions { source, device: DeviceChoice::Cpu, dtype, limits: Limits::default() };
+    let options = LoadOptions { source, device: DeviceChoice::Cpu, dtype, ..LoadOptions::default() };
     InferencePipeline::load(&options, &mut |_| {})
 }
 

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use candle_core::DType;
 
 use super::{
-    InferencePipeline, ModelInfo,
+    BatchChoice, InferencePipeline, ModelInfo,
     pipeline::Networks,
     text::{self, TextEncoder},
 };
@@ -30,6 +30,8 @@ pub struct LoadOptions {
     pub dtype: DtypeChoice,
     /// What a request may cost.
     pub limits: Limits,
+    /// How many images a network pass draws together.
+    pub batch: BatchChoice,
 }
 
 impl Default for LoadOptions {
@@ -40,6 +42,7 @@ impl Default for LoadOptions {
             device: DeviceChoice::Auto,
             dtype: DtypeChoice::Auto,
             limits: Limits::default(),
+            batch: BatchChoice::Auto,
         }
     }
 }
@@ -103,7 +106,7 @@ impl InferencePipeline {
             limits: options.limits,
             prompts: text::support(&spec, &networks.text),
         };
-        Ok(Self { spec, info, networks, checkpoint, encoder: Mutex::default() })
+        Ok(Self { spec, info, networks, checkpoint, encoder: Mutex::default(), batch: options.batch.resolve(&device) })
     }
 }
 

@@ -3,6 +3,7 @@
 //! Owns [`SamplingConfig`], the schedules, the samplers, prediction types, guidance and seeded noise. It must not know
 //! any network: a network reaches it as a function from latents and a noise level to denoised latents.
 
+mod batch;
 mod beta;
 mod config;
 mod level;
@@ -17,10 +18,12 @@ mod scheduler_options;
 mod timesteps;
 mod training;
 
+pub(crate) use batch::select;
+pub use batch::{BatchNoise, Guidance};
 pub use config::{DEFAULT_STRENGTH, Limits, SIDE_PX, SamplerKind, SamplingConfig, SpacingKind};
 pub use level::noisy;
 pub use noise::NoiseGenerator;
-pub use prediction::{PredictionType, guide};
+pub use prediction::PredictionType;
 pub use prompts::{CropOffset, LongPrompt, PictureSize, PromptSyntax};
 pub use samplers::{Asked, Between, Denoise, Sampler, Stepped};
 pub use schedule::{Level, Schedule, SecondLook, Step, steps_of_strength};

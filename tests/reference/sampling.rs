@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor};
 use darkroom::sampling::{
-    Asked, NoiseGenerator, Sampler, SamplerKind, Schedule, SchedulerConfig, SchedulerOptions, SpacingKind,
+    Asked, BatchNoise, NoiseGenerator, Sampler, SamplerKind, Schedule, SchedulerConfig, SchedulerOptions, SpacingKind,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -130,7 +130,7 @@ fn toy(x: &Tensor, timestep: f64) -> Tensor {
 
 /// The latents that a drawing with [`toy`] ends in.
 fn draw(options: &SchedulerOptions, schedule: &Schedule) -> Vec<f32> {
-    let mut noise = NoiseGenerator::new(0);
+    let mut noise = BatchNoise::new(vec![NoiseGenerator::new(0)]);
     let mut sampler = Sampler::new(options, schedule);
     let mut x = Tensor::new(&[[[[1.5_f32, -0.7, 0.3, -2.0]]]], &Device::Cpu).unwrap();
     x = (x * schedule.initial_scale).unwrap();

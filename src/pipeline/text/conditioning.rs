@@ -33,7 +33,22 @@ pub(in crate::pipeline) fn check(encoders: &[TextEncoder], spec: &ModelSpec, con
         let family = spec.family.name();
         return Err(Error::unsupported(field, format!("is for Stable Diffusion XL; this model is {family}")));
     }
-    tokenize(encoders, &prompts(spec, config), Reading::of(config)).map(|_| ())
+    chunk_count(encoders, spec, config).map(|_| ())
+}
+
+/// In how many chunks the denoiser is told of a request's text, on both sides of the guidance.
+///
+/// # Errors
+///
+/// A text that cannot be read.
+pub(in crate::pipeline) fn chunk_count(
+    encoders: &[TextEncoder],
+    spec: &ModelSpec,
+    config: &SamplingConfig,
+) -> Result<usize> {
+    let tokens = tokenize(encoders, &prompts(spec, config), Reading::of(config))?;
+    // All were filled up to the longest.
+    Ok(tokens[0][0].chunks.len())
 }
 
 /// What is encoded for a request: what to steer away from, where it is guided and that is not zeros, and what to draw.

@@ -32,7 +32,7 @@ pub(super) fn dpm_2_ancestral(x: &Tensor, denoised: Tensor, step: &Step, asked: 
     if to == 0.0 {
         return Ok(Stepped { latents, denoised });
     }
-    let fresh = Tensor::from_vec(noise.normals(x.elem_count()), x.shape(), x.device())?;
+    let fresh = noise.like(x)?;
     let latents = (latents + (fresh * (signal_share(to) * up))?)?;
     Ok(Stepped { latents, denoised })
 }

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::super::{
-    NoiseGenerator,
+    BatchNoise,
     level::{noise_share, signal_share},
 };
 use crate::Result;
@@ -15,12 +15,12 @@ pub(super) fn euler_ancestral(
     denoised: &Tensor,
     from: f64,
     to: f64,
-    noise: &mut NoiseGenerator,
+    noise: &mut BatchNoise,
 ) -> Result<Tensor> {
     let (up, down) = split(from, to);
     let of_x = signal_share(to) * down / noise_share(from);
     let of_denoised = signal_share(to) * (1.0 - down / from);
-    let fresh = Tensor::from_vec(noise.normals(x.elem_count()), x.shape(), x.device())?;
+    let fresh = noise.like(x)?;
     Ok((((x * of_x)? + (denoised * of_denoised)?)? + (fresh * (signal_share(to) * up))?)?)
 }
 

@@ -45,6 +45,12 @@ impl UniPc {
         Ok(predicted)
     }
 
+    /// Everything that is kept from one step to the next.
+    pub(super) fn history(&mut self) -> Vec<&mut Tensor> {
+        let denoised = self.denoised.iter_mut().map(|(tensor, _)| tensor);
+        denoised.chain(self.last.iter_mut().map(|(start, _)| start)).collect()
+    }
+
     /// UniP: equation 9 with ρ₁ = 1/2.
     fn predicted(&self, x: &Tensor, from: f64, to: f64, order: usize) -> Result<Tensor> {
         let newest = &self.denoised[0].0;
