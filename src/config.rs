@@ -633,6 +633,18 @@ mod tests {
         let Ok(Command::Generate(config)) = parse(&args) else { panic!() };
         assert_eq!((config.picture.n, config.picture.seed), (2, Some(7)));
         assert_eq!(config.picture.sampler, Some(SamplerKind::EulerAncestral));
+        assert_eq!(config.picture.prompt_syntax, PromptSyntax::Weights);
+        assert_eq!(config.picture.long_prompt, LongPrompt::Chunks);
+        let told = ["--prompt-2", "snow", "--negative-prompt-2", "", "--original-size", "96x64", "--crop", "8,16"];
+        let more = ["--target-size", "1024x768", "--prompt-syntax", "plain", "--long-prompt", "truncate"];
+        let args = [&["generate", "a fox", "-o", "fox.png"][..], &told, &more].concat();
+        let Ok(Command::Generate(config)) = parse(&args) else { panic!() };
+        let picture = config.picture;
+        assert_eq!((picture.prompt_2.as_deref(), picture.negative_prompt_2.as_deref()), (Some("snow"), Some("")));
+        assert_eq!(picture.original_size, Some(PictureSize { width: 96, height: 64 }));
+        assert_eq!(picture.target_size, Some(PictureSize { width: 1024, height: 768 }));
+        assert_eq!(picture.crop, Some(CropOffset { left: 8, top: 16 }));
+        assert_eq!((picture.prompt_syntax, picture.long_prompt), (PromptSyntax::Plain, LongPrompt::Truncate));
     }
 
     #[test]
@@ -660,6 +672,10 @@ mod tests {
             &["--ready-when-full"],
             &["generate", "a fox", "-o", "fox.png", "--seed", "-1"],
             &["generate", "a fox"],
+            &["generate", "a fox", "-o", "fox.png", "--original-size", "64"],
+            &["generate", "a fox", "-o", "fox.png", "--crop", "1,-1"],
+            &["generate", "a fox", "-o", "fox.png", "--prompt-syntax", "a1111"],
+            &["generate", "a fox", "-o", "fox.png", "--long-prompt", "cut"],
             &["bench", "--size", "100"],
             &["bench", "--size", "4096"],
             &["bench", "--runs", "0"],

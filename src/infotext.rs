@@ -156,6 +156,21 @@ mod tests {
     }
 
     #[test]
+    fn brackets_that_mean_nothing_here_mean_nothing_to_the_web_ui() {
+        let weighted = SamplingConfig {
+            prompt: r"a (fox:1.2) \(red\)".into(),
+            negative_prompt: Some("[owl] BREAK".into()),
+            ..config()
+        };
+        let found = text(&weighted, "sd15");
+        assert!(found.starts_with("a (fox:1.2) \\(red\\)\nNegative prompt: [owl] BREAK\nSteps: "), "{found}");
+        let plain = SamplingConfig { prompt_syntax: PromptSyntax::Plain, ..weighted };
+        let found = text(&plain, "sd15");
+        let wanted = "a \\(fox:1.2\\) \\\\\\(red\\\\\\)\nNegative prompt: \\[owl\\] break\nSteps: ";
+        assert!(found.starts_with(wanted), "{found}");
+    }
+
+    #[test]
     fn every_sampler_has_the_web_uis_name() {
         let spacings = SpacingKind::ALL.map(schedule_label);
         assert_eq!(spacings, [None, Some("Karras"), Some("Exponential"), Some("Beta")]);
