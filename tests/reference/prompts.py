@@ -1,7 +1,7 @@
-"""Weighted prompts and prompts of any length: text states by AUTOMATIC1111's rules around transformers' CLIP, and pictures
-that diffusers draws from them; SDXL's second prompt and sizes by diffusers' own arguments.
+"""Weighted prompts and prompts of any length: text states by AUTOMATIC1111's rules around transformers' CLIP, and the
+pictures that diffusers draws from them; SDXL's second prompt and sizes by diffusers' own arguments.
 
-A prompt is written twice: as a request has it, and below as what it means. The second is all that is computed with, so that
+A prompt is written twice: as a request has it, and as what it means. The second is all that is computed with, so that
 darkroom's reading of the first is tested, too.
 """
 
@@ -38,7 +38,11 @@ BROKEN = (
     "a castle on a (green hill BREAK under a blue sky:1.3), BREAK in the snow",
     [("a castle on a ", 1), ("green hill", 1.3), BREAK, ("under a blue sky", 1.3), (",", 1), BREAK, ("in the snow", 1)],
 )
-TOO_LONG = ("an old (man, " * 60, [("an old ", 1), *((f"man, an old ", min(MORE**n, 10)) for n in range(1, 60)), ("man, ", 10)])
+# Brackets that are never closed: each weighs all that follows, up to the most that a weight can be.
+TOO_LONG = (
+    "an old (man, " * 60,
+    [("an old ", 1), *(("man, an old ", min(MORE**number, 10)) for number in range(1, 60)), ("man, ", 10)],
+)
 
 
 def plain(text):
@@ -113,7 +117,10 @@ def longest(pipe, sides):
 
 def conditioning(pipe, case):
     """(prompt_embeds, pooled, negative_prompt_embeds, negative_pooled)"""
-    both = lambda first, second: [first[1], (second or first)[1]]
+
+    def both(first, second):
+        return [first[1], (second or first)[1]]
+
     positive = both(case["prompt"], case["prompt_2"])
     zeros = case["negative_prompt"] is None and is_xl(pipe)
     negative = both(case["negative_prompt"] or plain(""), case["negative_prompt_2"])
