@@ -251,14 +251,14 @@ async fn invalid_parameter_422() {
         (
             json!({ "original_size": { "width": 0, "height": 64 } }),
             "original_size",
-            "is 0x64; 1 to 16384 pixels a side are allowed",
+            "has a width of 0; 1 to 16384 is allowed",
         ),
         (
             json!({ "target_size": { "width": 64, "height": -64 } }),
             "target_size",
-            "has a height of -64; 0 to 16384 is allowed",
+            "has a height of -64; 1 to 16384 is allowed",
         ),
-        (json!({ "crop": { "top": 16_385 } }), "crop", "is 0,16385; 0 to 16384 pixels a side are allowed"),
+        (json!({ "crop": { "top": 16_385 } }), "crop", "has a top of 16385; 0 to 16384 is allowed"),
         (
             json!({ "image": image, "strength": 0, "width": 64, "height": 64 }),
             "strength",

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::{problem::Problem, values::Whole};
-use crate::sampling::{CropOffset, PictureSize};
+use crate::sampling::{CropOffset, MAX_TOLD_PX, PictureSize};
 
 /// A picture's size in pixels, as it is written.
 #[derive(Debug, Default, Deserialize)]
@@ -22,23 +22,27 @@ pub(super) struct CropBody {
 }
 
 impl SizeBody {
-    /// The size in this `field`. How large it may be is for the request to say.
+    /// The size in this `field`.
     pub(super) fn size(self, field: &'static str) -> Result<PictureSize, Problem> {
         let (Some(width), Some(height)) = (self.width, self.height) else {
             return Err(Problem::invalid(field, "lacks a side; width and height are wanted"));
         };
-        Ok(PictureSize { width: side(field, "width", width)?, height: side(field, "height", height)? })
+        let side = |name, given| side(field, name, given, 1);
+        Ok(PictureSize { width: side("width", width)?, height: side("height", height)? })
     }
 }
 
 impl CropBody {
     /// The offset in this `field`; a side that is not named is 0.
     pub(super) fn offset(self, field: &'static str) -> Result<CropOffset, Problem> {
-        let offset = |name, given: Option<Whole>| given.map_or(Ok(0), |given| side(field, name, given));
+        let offset = |name, given: Option<Whole>| given.map_or(Ok(0), |given| side(field, name, given, 0));
         Ok(CropOffset { left: offset("left", self.left)?, top: offset("top", self.top)? })
     }
 }
 
-fn side(field: &'static str, name: &str, given: Whole) -> Result<u32, Problem> {
-    given.get().ok_or_else(|| Problem::invalid(field, format!("has a {name} of {given}; 0 to 16384 is allowed")))
+/// One side, `least` pixels or more.
+fn side(field: &'static str, name: &str, given: Whole, least: u32) -> Result<u32, Problem> {
+    let pixels = given.get().filter(|pixels| (least..=MAX_TOLD_PX).contains(pixels));
+    pixels
+        .ok_or_else(|| Problem::invalid(field, format!("has a {name} of {given}; {least} to {MAX_TOLD_PX} is allowed")))
 }

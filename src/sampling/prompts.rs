@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// The longest prompt, in characters.
 pub(super) const MAX_PROMPT_CHARS: usize = 10_000;
 /// The longest side of a picture that a model can be told of, in pixels.
-const MAX_TOLD_PX: u32 = 16_384;
+pub const MAX_TOLD_PX: u32 = 16_384;
 
 /// Whether a prompt's brackets mean something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
