@@ -148,8 +148,9 @@ fn texts_of_one_number_of_chunks_draw_together_and_others_apart() {
         let other = SamplingConfig { negative_prompt: Some("green BREAK [blue]".into()), ..other };
         assert!(pipeline.can_join(&long, &other), "{name}: the longer side counts");
         assert!(!pipeline.can_join(&short, &long), "{name}");
-        let plain = SamplingConfig { prompt_syntax: PromptSyntax::Plain, ..long.clone() };
-        assert!(!pipeline.can_join(&long, &plain), "{name}: a plain text has no breaks");
+        let broken = SamplingConfig { prompt: "a BREAK b".into(), ..long.clone() };
+        let plain = SamplingConfig { prompt_syntax: PromptSyntax::Plain, ..broken.clone() };
+        assert!(!pipeline.can_join(&broken, &plain), "{name}: a plain text has no breaks");
         let configs = [short, long, other];
         let mut told = <[Told; 3]>::default();
         for (config, end) in configs.iter().zip(draw_group(&pipeline, &configs, &mut told)) {
