@@ -5,6 +5,7 @@ mod changes;
 mod device;
 mod networks;
 mod pictures;
+mod prompts;
 mod published;
 mod sampling;
 mod support;
