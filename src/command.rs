@@ -17,10 +17,12 @@ use crate::{
     config::{GenerateConfig, PictureConfig},
     drawing::{DrawingParameters, random_seed},
     engine::{CancelReason, ErrorCode, GenerationEngine, GenerationRequest, GenerationResponse},
+    imaging::PictureTexts,
     loading::LoadStage,
-    output::{OutputFormat, OutputOptions, PictureText, encode},
+    output::{OutputFormat, OutputOptions, encode},
     pictures::{Encoded, GivenPictures},
     pipeline::{Generate, ModelInfo},
+    redraw::{Beside, Recorded, Source, check_beside},
     sampling::SamplingConfig,
 };
 
@@ -71,34 +73,98 @@ where
     L: FnOnce(&mut dyn FnMut(LoadStage)) -> Result<Arc<dyn Generate>> + Send + 'static,
 {
     // What is wrong with the arguments alone is said before the model is loaded.
-    let output = output_options(&config.picture)?;
+    let (picture, source) = with_source(config.picture.clone()).await?;
+    let output = output_options(&picture)?;
     tokio::pin!(interrupted);
     let pipeline = tokio::select! {
         pipeline = load_shown(load) => pipeline?,
         () = &mut interrupted => return Err(GenerateError::Interrupted),
     };
     let limits = pipeline.model().limits;
-    let given = given_pictures(&config.picture);
+    let given = given_pictures(&picture);
     let pictures = tokio::task::spawn_blocking(move || given.decode(&limits))
         .await
         .unwrap_or_else(|error| Err(Error::Panicked { message: format!("while a picture was read: {error}") }))?;
-    let sampling = sampling_config(&config.picture, pipeline.model(), pictures)?;
+    let sampling = sampling_config(&picture, pipeline.model(), pictures)?;
     sampling.validate(&pipeline.model().limits)?;
     pipeline.check(&sampling)?;
 
-    let model = pipeline.model().name.clone();
     let mut engine = GenerationEngine::new(1);
-    engine.start(pipeline);
+    engine.start(Arc::clone(&pipeline));
     let images = draw(&engine, &sampling, interrupted).await?;
     engine.shutdown().await;
-    let path = config.picture.output.clone();
     tokio::task::spawn_blocking(move || {
-        let texts = |index| DrawingParameters::of_image(&sampling, index).texts(&model);
+        let model = pipeline.model();
+        if output.metadata
+            && let Some(warning) = source.and_then(|source| source.warning(model.digest.wait()))
+        {
+            tracing::warn!("{warning}");
+        }
+        let texts = |index| DrawingParameters::of_image(&sampling, index).texts(model, &output);
         let files = encode_all(&images, &output, texts)?;
-        write_all(&files, sampling.seed, &path)
+        write_all(&files, sampling.seed, &picture.output)
     })
     .await
     .unwrap_or_else(|error| Err(GenerateError::Failed(error.to_string())))
+}
+
+/// What is asked for, with what it leaves out filled in from the picture that is to be drawn again, if there is one.
+async fn with_source(mut picture: PictureConfig) -> Result<(PictureConfig, Option<Source>), GenerateError> {
+    let Some(path) = picture.from.take() else { return Ok((picture, None)) };
+    let read = move || {
+        let bytes =
+            std::fs::read(&path).map_err(|error| Error::invalid("from", format!("is {}: {error}", path.display())))?;
+        Source::read(&bytes)
+    };
+    let source = tokio::task::spawn_blocking(read)
+        .await
+        .unwrap_or_else(|error| Err(Error::Panicked { message: format!("while a picture was read: {error}") }))?;
+    draw_again(&mut picture, Recorded::parse(&source.request)?)?;
+    Ok((picture, Some(source)))
+}
+
+/// Fills in what `picture` leaves out.
+fn draw_again(picture: &mut PictureConfig, recorded: Recorded) -> Result<()> {
+    let given = Beside { image: picture.image.is_some(), mask: picture.mask.is_some() || picture.extend.is_some() };
+    check_beside(recorded.strength.is_some(), recorded.mask_blur.is_some(), given)?;
+    // Every field by its name, so that none is forgotten. Each file holds one image.
+    let Recorded {
+        prompt,
+        negative_prompt,
+        width,
+        height,
+        steps,
+        guidance_scale,
+        seed,
+        n: _,
+        sampler,
+        scheduler,
+        clip_skip,
+        strength,
+        mask_blur,
+        inpaint_padding,
+        output,
+    } = recorded;
+    let sampler = sampler.map(|name| name.parse()).transpose()?;
+    let scheduler = scheduler.map(|name| name.parse()).transpose()?;
+    picture.prompt = picture.prompt.take().or(prompt);
+    picture.negative_prompt = picture.negative_prompt.take().or(negative_prompt);
+    picture.width = picture.width.or(width);
+    picture.height = picture.height.or(height);
+    picture.steps = picture.steps.or(steps);
+    picture.guidance_scale = picture.guidance_scale.or(guidance_scale);
+    picture.seed = picture.seed.or(seed);
+    picture.sampler = picture.sampler.or(sampler);
+    picture.scheduler = picture.scheduler.or(scheduler);
+    picture.clip_skip = picture.clip_skip.or(clip_skip);
+    picture.strength = picture.strength.or(strength);
+    picture.mask_blur = picture.mask_blur.or(mask_blur);
+    picture.inpaint_padding = picture.inpaint_padding.or(inpaint_padding);
+    let is_jpeg = picture.output.extension().is_some_and(|extension| {
+        OutputFormat::from_extension(&extension.to_string_lossy()) == Some(OutputFormat::Jpeg)
+    });
+    picture.quality = picture.quality.or_else(|| output?.quality.filter(|_| is_jpeg));
+    Ok(())
 }
 
 fn output_options(picture: &PictureConfig) -> Result<OutputOptions, GenerateError> {
@@ -146,7 +212,7 @@ fn sampling_config(picture: &PictureConfig, model: &ModelInfo, pictures: Samplin
     let pictures = SamplingConfig { width: picture.width, height: picture.height, ..pictures };
     let (width, height) = model.size_for(&pictures)?;
     Ok(SamplingConfig {
-        prompt: picture.prompt.clone(),
+        prompt: picture.prompt.clone().unwrap_or_default(),
         negative_prompt: picture.negative_prompt.clone(),
         width: Some(width),
         height: Some(height),
@@ -156,7 +222,7 @@ fn sampling_config(picture: &PictureConfig, model: &ModelInfo, pictures: Samplin
         n: picture.n,
         sampler: Some(picture.sampler.unwrap_or(model.default_sampler)),
         scheduler: Some(picture.scheduler.unwrap_or(model.default_scheduler)),
-        clip_skip: picture.clip_skip,
+        clip_skip: picture.clip_skip.unwrap_or(0),
         ..pictures
     })
 }
@@ -213,7 +279,7 @@ async fn draw(
 fn encode_all(
     images: &[DynamicImage],
     output: &OutputOptions,
-    texts: impl Fn(usize) -> [PictureText; 2],
+    texts: impl Fn(usize) -> PictureTexts,
 ) -> Result<Vec<Vec<u8>>> {
     images.iter().enumerate().map(|(index, image)| encode(image, output, &texts(index))).collect()
 }

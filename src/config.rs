@@ -431,7 +431,8 @@ pub enum BenchStage {
 #[command(next_help_heading = "Picture")]
 pub struct PictureConfig {
     /// What to draw
-    pub prompt: String,
+    #[arg(required_unless_present = "from")]
+    pub prompt: Option<String>,
     /// File to write; .png, .jpg, .jpeg or .webp decides the format; of several images, image 0 of fox.png is fox-0.png
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
@@ -463,9 +464,9 @@ pub struct PictureConfig {
     /// Spacing of the noise levels: checkpoint, karras, exponential or beta [default: the model's]
     #[arg(long)]
     pub scheduler: Option<SpacingKind>,
-    /// How many of the text encoder's last layers to leave out
-    #[arg(long, default_value_t = 0, value_name = "LAYERS")]
-    pub clip_skip: usize,
+    /// How many of the text encoder's last layers to leave out [default: 0]
+    #[arg(long, value_name = "LAYERS")]
+    pub clip_skip: Option<usize>,
     /// Picture to start from; the drawing takes its size, rounded down to multiples of 8
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
@@ -490,9 +491,12 @@ pub struct PictureConfig {
     /// JPEG quality, 1 to 100 [default: 90]
     #[arg(long)]
     pub quality: Option<u8>,
-    /// Leave the request out of a PNG, which holds it otherwise
+    /// Leave the request out of the file, which holds it otherwise
     #[arg(long)]
     pub no_metadata: bool,
+    /// Picture that darkroom drew, to be drawn again; what other flags say counts first
+    #[arg(long, value_name = "FILE")]
+    pub from: Option<PathBuf>,
 }
 
 /// Reads a count that must not be zero.

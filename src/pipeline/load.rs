@@ -85,6 +85,7 @@ impl InferencePipeline {
             dtype,
             device: device.clone(),
         };
+        let components = spec.text_encoders.iter().map(|encoder| encoder.folder).chain(["unet", "vae"]);
         let info = ModelInfo {
             name: name(&options.source),
             family: spec.family.name().to_owned(),
@@ -100,6 +101,7 @@ impl InferencePipeline {
                 .map_err(|message| Error::UnsupportedCheckpoint { path: checkpoint.path("scheduler"), message })?,
             default_scheduler: spec.scheduler.own_spacing(),
             limits: options.limits,
+            digest: checkpoint.digest(components)?,
         };
         Ok(Self { spec, info, networks, checkpoint, encoder: Mutex::default(), batch: options.batch.resolve(&device) })
     }

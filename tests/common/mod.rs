@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, mpsc as std_mpsc};
 
 use darkroom::{
     Error, Result,
+    models::WeightsDigest,
     pipeline::{Generate, Generated, ModelInfo, Monitor},
     sampling::{Limits, SamplerKind, SamplingConfig, SpacingKind},
 };
@@ -70,6 +71,7 @@ pub fn fake() -> (Arc<Fake>, Hands) {
         default_sampler: SamplerKind::Euler,
         default_scheduler: SpacingKind::Checkpoint,
         limits: Limits { max_pixels: 1 << 20, max_batch: 4 },
+        digest: WeightsDigest::default(),
     };
     (Arc::new(Fake { info, orders: Mutex::new(orders_rx), begun: begun_tx }), Hands { orders, begun })
 }
