@@ -431,7 +431,8 @@ pub enum BenchStage {
 #[command(next_help_heading = "Picture")]
 pub struct PictureConfig {
     /// What to draw
-    pub prompt: String,
+    #[arg(required_unless_present = "from")]
+    pub prompt: Option<String>,
     /// File to write; .png, .jpg, .jpeg or .webp decides the format; of several images, image 0 of fox.png is fox-0.png
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
@@ -463,9 +464,9 @@ pub struct PictureConfig {
     /// Spacing of the noise levels: checkpoint, karras, exponential or beta [default: the model's]
     #[arg(long)]
     pub scheduler: Option<SpacingKind>,
-    /// How many of the text encoder's last layers to leave out
-    #[arg(long, default_value_t = 0, value_name = "LAYERS")]
-    pub clip_skip: usize,
+    /// How many of the text encoder's last layers to leave out [default: 0]
+    #[arg(long, value_name = "LAYERS")]
+    pub clip_skip: Option<usize>,
     /// Picture to start from; the drawing takes its size, rounded down to multiples of 8
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
@@ -488,11 +489,13 @@ pub struct PictureConfig {
     #[arg(long, value_name = "LEFT,TOP,RIGHT,BOTTOM", value_parser = margins, requires = "image")]
     pub extend: Option<Margins>,
     /// weights: (more), (more:1.3), [less] and BREAK in prompts mean something, and \( is a bracket; plain: nothing does
-    #[arg(long, default_value_t, value_name = "SYNTAX")]
-    pub prompt_syntax: PromptSyntax,
+    /// [default: weights]
+    #[arg(long, value_name = "SYNTAX")]
+    pub prompt_syntax: Option<PromptSyntax>,
     /// chunks: a prompt that is too long for the text encoder is read in up to 10 parts; truncate: its end is left out
-    #[arg(long, default_value_t, value_name = "WAY")]
-    pub long_prompt: LongPrompt,
+    /// [default: chunks]
+    #[arg(long, value_name = "WAY")]
+    pub long_prompt: Option<LongPrompt>,
     /// Stable Diffusion XL: what the second text encoder reads [default: the prompt]
     #[arg(long, value_name = "TEXT")]
     pub prompt_2: Option<String>,
@@ -511,9 +514,12 @@ pub struct PictureConfig {
     /// JPEG quality, 1 to 100 [default: 90]
     #[arg(long)]
     pub quality: Option<u8>,
-    /// Leave the request out of a PNG, which holds it otherwise
+    /// Leave the request out of the file, which holds it otherwise
     #[arg(long)]
     pub no_metadata: bool,
+    /// Picture that darkroom drew, to be drawn again; what other flags say counts first
+    #[arg(long, value_name = "FILE")]
+    pub from: Option<PathBuf>,
 }
 
 /// Reads a count that must not be zero.
@@ -633,8 +639,7 @@ mod tests {
         let Ok(Command::Generate(config)) = parse(&args) else { panic!() };
         assert_eq!((config.picture.n, config.picture.seed), (2, Some(7)));
         assert_eq!(config.picture.sampler, Some(SamplerKind::EulerAncestral));
-        assert_eq!(config.picture.prompt_syntax, PromptSyntax::Weights);
-        assert_eq!(config.picture.long_prompt, LongPrompt::Chunks);
+        assert_eq!((config.picture.prompt_syntax, config.picture.long_prompt), (None, None));
         let told = ["--prompt-2", "snow", "--negative-prompt-2", "", "--original-size", "96x64", "--crop", "8,16"];
         let more = ["--target-size", "1024x768", "--prompt-syntax", "plain", "--long-prompt", "truncate"];
         let args = [&["generate", "a fox", "-o", "fox.png"][..], &told, &more].concat();
@@ -644,7 +649,10 @@ mod tests {
         assert_eq!(picture.original_size, Some(PictureSize { width: 96, height: 64 }));
         assert_eq!(picture.target_size, Some(PictureSize { width: 1024, height: 768 }));
         assert_eq!(picture.crop, Some(CropOffset { left: 8, top: 16 }));
-        assert_eq!((picture.prompt_syntax, picture.long_prompt), (PromptSyntax::Plain, LongPrompt::Truncate));
+        assert_eq!(
+            (picture.prompt_syntax, picture.long_prompt),
+            (Some(PromptSyntax::Plain), Some(LongPrompt::Truncate))
+        );
     }
 
     #[test]

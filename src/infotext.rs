@@ -7,13 +7,14 @@ use std::borrow::Cow;
 
 use crate::{
     drawing::DrawingParameters,
+    models::short_digest,
     pipeline::literal_prompt,
     sampling::{PromptSyntax, SamplerKind, SpacingKind},
 };
 
-/// The parameters of one image, drawn by the model of this name.
+/// The parameters of one image, drawn by the model of this name, whose weights have this digest.
 #[must_use]
-pub fn infotext(parameters: &DrawingParameters<'_>, model: &str) -> String {
+pub fn infotext(parameters: &DrawingParameters<'_>, model: &str, digest: Option<&str>) -> String {
     // The web UI has one syntax, in which texts of the other are written.
     let prompt = |text: &str| match parameters.prompt_syntax {
         PromptSyntax::Weights => text.trim().to_owned(),
@@ -34,10 +35,12 @@ pub fn infotext(parameters: &DrawingParameters<'_>, model: &str) -> String {
         ("CFG scale", Some(parameters.guidance_scale.to_string())),
         ("Seed", Some(parameters.seed.to_string())),
         ("Size", size),
+        ("Model hash", digest.map(|digest| short_digest(digest).to_owned())),
         ("Model", Some(model.to_owned())),
         ("Clip skip", clip_skip),
         ("Denoising strength", parameters.strength.map(|strength| strength.to_string())),
         ("Mask blur", parameters.mask_blur.map(|blur| blur.to_string())),
+        ("Model SHA-256", digest.map(str::to_owned)),
         ("Version", Some(format!("darkroom {}", env!("CARGO_PKG_VERSION")))),
     ];
     let pairs = pairs.iter().filter_map(|(name, value)| Some(format!("{name}: {}", quoted(value.as_ref()?))));
@@ -102,7 +105,7 @@ mod tests {
     }
 
     fn text(config: &SamplingConfig, model: &str) -> String {
-        infotext(&DrawingParameters::of_image(config, 1), model)
+        infotext(&DrawingParameters::of_image(config, 1), model, None)
     }
 
     /// The pairs of the last line, split as the web UI does: at commas outside quotes, then at the first colon.
@@ -168,6 +171,14 @@ mod tests {
         let found = text(&plain, "sd15");
         let wanted = "a \\(fox:1.2\\) \\\\\\(red\\\\\\)\nNegative prompt: \\[owl\\] break\nSteps: ";
         assert!(found.starts_with(wanted), "{found}");
+    }
+
+    #[test]
+    fn the_weights_are_named_in_short_and_in_full() {
+        let digest = "0123456789abcdef".repeat(4);
+        let text = infotext(&DrawingParameters::of_image(&config(), 0), "sd15", Some(&digest));
+        assert!(text.contains(", Model hash: 0123456789, Model: sd15, "), "{text}");
+        assert!(text.contains(&format!(", Model SHA-256: {digest}, Version: ")), "{text}");
     }
 
     #[test]

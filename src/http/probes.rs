@@ -90,6 +90,8 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
 #[derive(Serialize)]
 struct Model<'a> {
     name: &'a str,
+    /// The SHA-256 of the weights, once it is known: large files take seconds.
+    sha256: Option<&'a str>,
     family: &'a str,
     device: &'a str,
     dtype: &'a str,
@@ -158,6 +160,7 @@ pub(super) async fn model(State(app): State<Arc<App>>) -> Result<Response, Probl
     let model = loaded.pipeline.model();
     Ok(Json(Model {
         name: &model.name,
+        sha256: model.digest.known(),
         family: &model.family,
         device: &model.device,
         dtype: &model.dtype,

@@ -5,6 +5,7 @@ use image::DynamicImage;
 use crate::{
     Error, Result,
     image_utils::ensure_multiple_of_8,
+    models::WeightsDigest,
     sampling::{Limits, SIDE_PX, SamplerKind, SamplingConfig, SpacingKind},
 };
 
@@ -144,7 +145,7 @@ pub struct StageTimings {
 }
 
 /// What is loaded and what it can do.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct ModelInfo {
     /// The model's name: the bundled model's, a directory's last part, or a hub id.
     pub name: String,
@@ -170,6 +171,8 @@ pub struct ModelInfo {
     pub limits: Limits,
     /// How its texts are read.
     pub prompts: PromptSupport,
+    /// Which weights these are.
+    pub digest: WeightsDigest,
 }
 
 /// What a model takes of prompts.

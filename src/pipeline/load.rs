@@ -89,6 +89,7 @@ impl InferencePipeline {
             dtype,
             device: device.clone(),
         };
+        let components = spec.text_encoders.iter().map(|encoder| encoder.folder).chain(["unet", "vae"]);
         let info = ModelInfo {
             name: name(&options.source),
             family: spec.family.name().to_owned(),
@@ -105,6 +106,7 @@ impl InferencePipeline {
             default_scheduler: spec.scheduler.own_spacing(),
             limits: options.limits,
             prompts: text::support(&spec, &networks.text),
+            digest: checkpoint.digest(components)?,
         };
         Ok(Self { spec, info, networks, checkpoint, encoder: Mutex::default(), batch: options.batch.resolve(&device) })
     }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, mpsc as std_mpsc};
 
 use darkroom::{
     Error, Result,
+    models::WeightsDigest,
     pipeline::{Generate, Generated, ModelInfo, Monitor, PromptSupport},
     sampling::{Limits, SamplerKind, SamplingConfig, SpacingKind},
 };
@@ -71,6 +72,7 @@ pub fn fake() -> (Arc<Fake>, Hands) {
         default_scheduler: SpacingKind::Checkpoint,
         limits: Limits { max_pixels: 1 << 20, max_batch: 4 },
         prompts: PromptSupport { chunk_tokens: 75, max_chunks: 10, second: false },
+        digest: WeightsDigest::default(),
     };
     (Arc::new(Fake { info, orders: Mutex::new(orders_rx), begun: begun_tx }), Hands { orders, begun })
 }
