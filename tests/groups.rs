@@ -271,8 +271,7 @@ async fn each_hears_of_its_own_place_start_steps_and_pictures() {
 
 #[tokio::test]
 async fn whatever_stops_one_stops_no_other_and_is_told_at_once() {
-    let late =
-        GenerationRequest { deadline: Some(Instant::now() + Duration::from_millis(200)), ..request("late", 9, 1) };
+    let late = GenerationRequest { deadline: Some(Instant::now() + Duration::from_secs(1)), ..request("late", 9, 1) };
     let asked = request("asked", 9, 1);
     let left = request("left", 9, 1);
     let switches = [&late, &asked, &left].map(|request| request.cancellation.clone());
@@ -375,6 +374,14 @@ async fn shutdown_lets_a_group_finish_and_stops_it_past_the_grace() {
             let engine = Arc::clone(&engine);
             async move { engine.shutdown().await }
         });
+        // Until the shutdown has begun, so that nothing that waits is drawn.
+        loop {
+            let (tx, _rx) = mpsc::channel(8);
+            if let Err(Error::NotAccepting { .. }) = engine.submit(request("late", 3, 1), tx).await {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
         if grace > Duration::ZERO {
             hands.step(2);
             for responses in responses {
