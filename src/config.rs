@@ -16,6 +16,7 @@ use crate::{
     listen::Host,
     models::{DeviceChoice, DtypeChoice, ModelSource},
     naming::{AllowedHost, BasePath},
+    pipeline::BatchChoice,
     sampling::{CropOffset, Limits, LongPrompt, PictureSize, PromptSyntax, SamplerKind, SpacingKind},
     threads,
 };
@@ -179,6 +180,7 @@ impl Default for ServeConfig {
                 device: DeviceChoice::Auto,
                 dtype: DtypeChoice::Auto,
                 threads: None,
+                batch: BatchChoice::Auto,
             },
             cost: CostConfig { max_batch: 8, max_pixels: 4_194_304 },
             work: WorkConfig {
@@ -262,6 +264,10 @@ pub struct ModelConfig {
     /// Threads that draw on the CPU, 1 to 1024 [default: the physical cores that this process may use]
     #[arg(long, env = "DARKROOM_THREADS", value_parser = thread_count)]
     pub threads: Option<usize>,
+    /// Images that a network pass draws together, of one request or of several alike that wait: auto, or 1 to 64. auto is 1
+    /// on the CPU, which gains nothing from more, and up to 8 on other devices
+    #[arg(long, env = "DARKROOM_BATCH", default_value_t = BatchChoice::Auto, value_name = "IMAGES")]
+    pub batch: BatchChoice,
 }
 
 impl ModelConfig {

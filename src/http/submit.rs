@@ -17,7 +17,7 @@ use crate::{
     drawing::DrawingParameters,
     engine::{
         CancelReason, Cancellation, ErrorCode, GenerationRequest, GenerationResponse, Job, JobTicket, JobTimings,
-        Outcome, PreviewImage, ResultImage, Work,
+        Outcome, PreviewImage, ResultImage, StepDone, Work,
     },
     imaging::PictureTexts,
     output::{self, OutputFormat, OutputOptions},
@@ -124,8 +124,8 @@ impl Follower {
             // Places are the board's to tell: it tells them again whenever they change.
             Some(GenerationResponse::Queued { .. }) => {}
             Some(GenerationResponse::Started { .. }) => board.started(&self.job),
-            Some(GenerationResponse::Progress { step, total, step_time }) => {
-                board.progress(&self.job, step, total, step_time);
+            Some(GenerationResponse::Progress { step, total, step_time, images_together }) => {
+                board.progress(&self.job, StepDone { step, total, step_time, images_together });
             }
             Some(GenerationResponse::Preview { step, image }) => self.preview(step, image).await,
             Some(GenerationResponse::Complete { images, timings, warnings }) => {

@@ -57,6 +57,7 @@ impl InferencePipeline {
     ) -> Result<Vec<(Image<'a>, Tensor)>> {
         let Drawing { schedule, options, .. } = images[0].drawing;
         let mut batch = self.batch(images)?;
+        company.drawn_together(&batch.images);
         let mut latents = batch.start.latents.clone();
         let mut sampler = Sampler::new(options, schedule);
         for (number, step) in schedule.steps.iter().enumerate() {
@@ -66,6 +67,7 @@ impl InferencePipeline {
                 self.select(&mut batch, &kept)?;
                 latents = select(&latents, &kept)?;
                 sampler.select(&kept)?;
+                company.drawn_together(&batch.images);
             }
             let Batch { images, start, noise, told } = &mut batch;
             let asked = Asked {

@@ -71,7 +71,11 @@ pub trait Monitor {
     /// Asked before each network call; `true` ends the drawing with [`Error::Interrupted`](crate::Error::Interrupted).
     fn should_stop(&self) -> bool;
 
-    /// A denoising step is done: `step` of `total`, counted over all the request's images.
+    /// From now on a network pass draws so many images, this job's and those of the jobs that share it.
+    fn drawn_together(&mut self, _images: usize) {}
+
+    /// A denoising step is done: `step` of `total`, counted over all the request's images. A step of several images counts
+    /// once for each.
     fn progress(&mut self, step: usize, total: usize);
 
     /// What the picture looks like after `step`; asked for by
