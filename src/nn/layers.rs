@@ -334,7 +334,7 @@ impl Conv2d {
                 let x = if scaled == size { x.clone() } else { x.upsample_nearest2d(scaled.0, scaled.1)? };
                 // The library knows only zeros that are the same all around.
                 let (x, around) = if padding.0 == padding.1 { (x, padding.0) } else { (pad(&x, padding)?, 0) };
-                let y = x.conv2d(weight, around, self.stride, 1, 1)?;
+                let y = convolve(&x, weight, around, self.stride)?;
                 let y = match bias {
                     Some(bias) => y.broadcast_add(bias)?,
                     None => y,
@@ -371,6 +371,15 @@ impl Conv2d {
             })
         })
     }
+}
+
+/// A convolution by the tensor library, or by what a device has for it.
+fn convolve(x: &Tensor, weight: &Tensor, padding: usize, stride: usize) -> Result<Tensor> {
+    #[cfg(feature = "cudnn")]
+    if x.device().is_cuda() {
+        return Ok(super::cuda::convolve(x, weight, padding, stride)?);
+    }
+    Ok(x.conv2d(weight, padding, stride, 1, 1)?)
 }
 
 /// Planes with zeros before and after each row and column.
