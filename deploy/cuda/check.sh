@@ -17,7 +17,7 @@ if named=$(objdump -p "$program" | grep -E 'NEEDED +lib(cuda|cudart|cublas|cubla
 fi
 bare --version
 
-picture=(generate --model darkroom-pocket --steps 2 --seed 1)
+picture=(generate --steps 2 --seed 1)
 if bare "${picture[@]}" --device cuda -o cuda.png "a red apple" 2>cuda.err; then
     echo "check.sh: drawn on CUDA"
 elif [ "$(grep -c . cuda.err)" = 1 ] && grep -q 'device cuda:0: ' cuda.err && ! grep -qi panic cuda.err; then
