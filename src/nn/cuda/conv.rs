@@ -12,8 +12,8 @@ use candle_core::{
     cuda_backend::{
         CudaDType, DeviceId,
         cudarc::{
-            cudnn::{ConvForward, Cudnn, CudnnDataType, sys},
-            driver::{DeviceRepr, ValidAsZeroBits},
+            cudnn::{ConvForward, Cudnn, CudnnDataType, CudnnError, sys},
+            driver::{CudaView, DeviceRepr, ValidAsZeroBits},
         },
     },
 };
@@ -90,6 +90,11 @@ impl CustomOp2 for Convolution {
 
 type Operand<'a> = (&'a CudaStorage, &'a Layout);
 
+/// The numbers of an operand, from its first on.
+fn view<'a, T: CudaDType>((storage, layout): Operand<'a>) -> Result<CudaView<'a, T>> {
+    Ok(storage.as_cuda_slice::<T>()?.slice(layout.start_offset()..))
+}
+
 impl Convolution {
     fn run<T>(&self, (maps, weight): (Operand<'_>, Operand<'_>)) -> Result<(CudaStorage, Shape)>
     where
@@ -116,10 +121,7 @@ impl Convolution {
         // SAFETY: cuDNN writes all of the result, and reads of the workspace only what it wrote.
         let (mut result, mut workspace) =
             unsafe { (device.alloc::<T>(shape.iter().product())?, device.alloc::<u8>(workspace_bytes.max(1))?) };
-        let of = |(storage, layout): Operand<'_>| {
-            storage.as_cuda_slice::<T>().map(|slice| slice.slice(layout.start_offset()..))
-        };
-        let (maps, weight) = (of(maps)?, of(weight)?);
+        let (maps, weight) = (view::<T>(maps)?, view::<T>(weight)?);
         // SAFETY: both operands are contiguous and of the described type and shapes, as `case` has checked.
         unsafe { forward.launch(algorithm, Some(&mut workspace), (T::one(), T::zero()), &maps, &weight, &mut result) }
             .map_err(error)?;
@@ -167,7 +169,7 @@ fn choose<T: CudnnDataType>(case: &Case, forward: &ConvForward<'_, T, f32, T>) -
     if let Some(chosen) = CHOSEN.with_borrow(|chosen| chosen.get(case).copied()) {
         return Ok(chosen);
     }
-    let choose = || {
+    let choose = || -> Result<_, CudnnError> {
         let first = forward.pick_algorithm()?;
         let bytes = forward.get_workspace_size(first)?;
         if bytes <= MOST_WORKSPACE {
@@ -176,8 +178,7 @@ fn choose<T: CudnnDataType>(case: &Case, forward: &ConvForward<'_, T, f32, T>) -
         let small = Algorithm::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM;
         Ok((small, forward.get_workspace_size(small)?))
     };
-    let chosen = choose()
-        .map_err(|error: candle_core::cuda_backend::cudarc::cudnn::CudnnError| candle_core::Error::wrap(error))?;
+    let chosen = choose().map_err(candle_core::Error::wrap)?;
     CHOSEN.with_borrow_mut(|kept| {
         if kept.len() >= MOST_SHAPES {
             kept.clear();
