@@ -169,7 +169,7 @@ fn choose<T: CudnnDataType>(case: &Case, forward: &ConvForward<'_, T, f32, T>) -
     if let Some(chosen) = CHOSEN.with_borrow(|chosen| chosen.get(case).copied()) {
         return Ok(chosen);
     }
-    let choose = || -> Result<_, CudnnError> {
+    let choose = || -> std::result::Result<_, CudnnError> {
         let first = forward.pick_algorithm()?;
         let bytes = forward.get_workspace_size(first)?;
         if bytes <= MOST_WORKSPACE {

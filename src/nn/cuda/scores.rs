@@ -10,7 +10,7 @@ use candle_core::{
         CudaDType,
         cudarc::{
             cublas::{result::gemm_strided_batched_ex, sys},
-            driver::{DevicePtr, DevicePtrMut, DeviceRepr},
+            driver::{CudaView, DevicePtr, DevicePtrMut, DeviceRepr},
         },
     },
 };
@@ -55,6 +55,11 @@ impl CustomOp2 for Scores {
 
 type Operand<'a> = (&'a CudaStorage, &'a Layout);
 
+/// The numbers of an operand, from its first on.
+fn view<'a, T: CudaDType>((storage, layout): Operand<'a>) -> Result<CudaView<'a, T>> {
+    Ok(storage.as_cuda_slice::<T>()?.slice(layout.start_offset()..))
+}
+
 fn run<T: CudaDType + DeviceRepr>(
     (queries, keys): (Operand<'_>, Operand<'_>),
     kind: sys::cudaDataType_t,
@@ -73,9 +78,7 @@ fn run<T: CudaDType + DeviceRepr>(
     let (blas, stream) = (device.cublas_handle(), device.cuda_stream());
     // SAFETY: the product writes all of it.
     let mut result = unsafe { device.alloc::<f32>(batch * heads * rows * columns)? };
-    let slice =
-        |(storage, layout): Operand<'_>| storage.as_cuda_slice::<T>().map(|slice| slice.slice(layout.start_offset()..));
-    let (query_slice, key_slice) = (slice(queries)?, slice(keys)?);
+    let (query_slice, key_slice) = (view::<T>(queries)?, view::<T>(keys)?);
     {
         let (query_pointer, _queries_in_use) = query_slice.device_ptr(&stream);
         let (key_pointer, _keys_in_use) = key_slice.device_ptr(&stream);
