@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 use crate::{
     infotext::infotext,
     output::PictureText,
-    sampling::{SamplerKind, SamplingConfig, SpacingKind},
+    sampling::{CropOffset, LongPrompt, PictureSize, PromptSyntax, SamplerKind, SamplingConfig, SpacingKind},
 };
 
 /// The keyword under which galleries look for a picture's parameters.
@@ -41,6 +41,10 @@ pub struct DrawingParameters<'a> {
     #[serde(serialize_with = "scheduler_name")]
     pub(crate) scheduler: Option<SpacingKind>,
     pub(crate) clip_skip: usize,
+    #[serde(serialize_with = "shown")]
+    pub(crate) prompt_syntax: PromptSyntax,
+    #[serde(serialize_with = "shown")]
+    long_prompt: LongPrompt,
     /// This and what follows stand there only where they mean something; the pictures themselves are left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) strength: Option<f64>,
@@ -48,6 +52,16 @@ pub struct DrawingParameters<'a> {
     pub(crate) mask_blur: Option<f32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) inpaint_padding: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_2: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    negative_prompt_2: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    original_size: Option<PictureSize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    crop: Option<CropOffset>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target_size: Option<PictureSize>,
 }
 
 impl<'a> DrawingParameters<'a> {
@@ -66,9 +80,16 @@ impl<'a> DrawingParameters<'a> {
             sampler: config.sampler,
             scheduler: config.scheduler,
             clip_skip: config.clip_skip,
+            prompt_syntax: config.prompt_syntax,
+            long_prompt: config.long_prompt,
             strength: config.image.is_some().then_some(config.strength),
             mask_blur: config.mask.is_some().then_some(config.mask_blur),
             inpaint_padding: config.inpaint_padding,
+            prompt_2: config.prompt_2.as_deref(),
+            negative_prompt_2: config.negative_prompt_2.as_deref(),
+            original_size: config.original_size,
+            crop: config.crop,
+            target_size: config.target_size,
         }
     }
 
@@ -92,6 +113,11 @@ impl<'a> DrawingParameters<'a> {
             PictureText { keyword: REQUEST_KEYWORD, text: self.to_json() },
         ]
     }
+}
+
+/// By its name.
+fn shown<T: std::fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
 }
 
 #[expect(clippy::ref_option, clippy::trivially_copy_pass_by_ref, reason = "serde passes a field by reference")]

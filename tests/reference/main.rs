@@ -3,8 +3,10 @@
 mod accelerator;
 mod batches;
 mod changes;
+mod device;
 mod networks;
 mod pictures;
+mod prompts;
 mod published;
 mod sampling;
 mod support;

@@ -3,7 +3,7 @@
 use darkroom::{
     models::{DtypeChoice, ModelSource},
     pipeline::{Generate, InferencePipeline, Unwatched},
-    sampling::{SamplerKind, SamplingConfig, SpacingKind},
+    sampling::{LongPrompt, PromptSyntax, SamplerKind, SamplingConfig, SpacingKind},
 };
 use serde::Deserialize;
 
@@ -59,6 +59,8 @@ impl Case {
             sampler: Some(self.sampler.0),
             scheduler: (self.schedule.as_deref() == Some("karras")).then_some(SpacingKind::Karras),
             clip_skip: self.clip_skip.unwrap_or(0),
+            prompt_syntax: PromptSyntax::Plain,
+            long_prompt: LongPrompt::Truncate,
             ..SamplingConfig::default()
         }
     }
