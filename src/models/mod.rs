@@ -34,6 +34,6 @@ pub use spec::{Family, ModelSpec, TextEncoderSpec};
 pub use tokenizer::{PromptTokenizer, TextWindow, Tokens};
 pub use unet::{Added, Conditioning, Prepared, Unet};
 pub use unet_config::{PerBlock, UnetConfig};
-pub use vae::VaeDecoder;
+pub use vae::{VaeDecoder, decoder_beginning};
 pub use vae_config::VaeConfig;
 pub use vae_encoder::{LatentDistribution, VaeEncoder};

@@ -84,6 +84,8 @@ impl InferencePipeline {
                 Some(next) => start.keep(stepped.latents, Some(next.level.sigma))?,
                 None => stepped.latents,
             };
+            // A device is told its work ahead of time. Progress, and a job's end, are about what it has done.
+            self.networks.device.synchronize()?;
             company.step_done(images);
             let done = number + 1;
             if done < schedule.steps.len() {

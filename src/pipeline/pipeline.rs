@@ -44,12 +44,14 @@ pub(super) struct Networks {
 }
 
 impl InferencePipeline {
-    /// Draws a small picture and throws it away, so that the first request does not pay for what is set up once.
+    /// Draws a small picture and throws it away, so that the first request does not pay for what is set up once. Another
+    /// device than the CPU is compared with it first.
     ///
     /// # Errors
     ///
-    /// As [`generate`](Generate::generate).
+    /// [`Error::Device`] for a device that computes something else than the CPU; as [`generate`](Generate::generate).
     pub fn warm_up(&self) -> Result<()> {
+        self.check_device()?;
         let side = Some(WARM_UP_PX.next_multiple_of(self.spec.vae.factor()));
         let config =
             SamplingConfig { prompt: "a".to_owned(), steps: 1, width: side, height: side, ..SamplingConfig::default() };

@@ -1,5 +1,6 @@
 //! darkroom's numbers against diffusers' and torch's, which `make.py` beside this file wrote down.
 
+mod accelerator;
 mod batches;
 mod changes;
 mod device;
