@@ -16,6 +16,7 @@ use crate::{
     listen::Host,
     models::{DeviceChoice, DtypeChoice, ModelSource},
     naming::{AllowedHost, BasePath},
+    pipeline::TilingChoice,
     sampling::{Limits, SamplerKind, SpacingKind},
     threads,
 };
@@ -179,6 +180,8 @@ impl Default for ServeConfig {
                 device: DeviceChoice::Auto,
                 dtype: DtypeChoice::Auto,
                 threads: None,
+                vae_tiling: TilingChoice::Auto,
+                memory_limit: None,
             },
             cost: CostConfig { max_batch: 8, max_pixels: 4_194_304 },
             work: WorkConfig {
@@ -262,6 +265,14 @@ pub struct ModelConfig {
     /// Threads that draw on the CPU, 1 to 1024 [default: the physical cores that this process may use]
     #[arg(long, env = "DARKROOM_THREADS", value_parser = thread_count)]
     pub threads: Option<usize>,
+    /// Whether the autoencoder takes large pictures in strips, with the same result: auto, on or off; auto does when whole
+    /// ones do not fit in what is free
+    #[arg(long, env = "DARKROOM_VAE_TILING", default_value_t = TilingChoice::Auto)]
+    pub vae_tiling: TilingChoice,
+    /// Most memory that a drawing may take besides the model's weights, such as 4GiB or a number of bytes; what needs more is
+    /// refused [default: what the device, the machine or its control group has]
+    #[arg(long, env = "DARKROOM_MEMORY_LIMIT", value_name = "SIZE", value_parser = byte_size)]
+    pub memory_limit: Option<usize>,
 }
 
 impl ModelConfig {
@@ -493,6 +504,26 @@ pub struct PictureConfig {
     /// Leave the request out of a PNG, which holds it otherwise
     #[arg(long)]
     pub no_metadata: bool,
+}
+
+/// The units of sizes, with how many bytes each is.
+const BYTE_UNITS: [(&str, usize); 7] = [
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("kB", 1000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("", 1),
+];
+
+/// Reads a size in bytes.
+fn byte_size(text: &str) -> Result<usize, String> {
+    let unit = BYTE_UNITS.iter().find_map(|(name, bytes)| Some((text.strip_suffix(name)?, bytes)));
+    let size = unit.and_then(|(number, bytes)| number.trim().parse::<usize>().ok()?.checked_mul(*bytes));
+    size.filter(|size| *size > 0).ok_or_else(|| {
+        "a number of bytes, at least 1, is allowed, with or without one of KiB, MiB, GiB, kB, MB, GB".to_owned()
+    })
 }
 
 /// Reads a count that must not be zero.

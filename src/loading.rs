@@ -52,6 +52,8 @@ pub fn load_pipeline(
         device: config.device,
         dtype: config.dtype,
         limits,
+        vae_tiling: config.vae_tiling,
+        memory_limit: config.memory_limit,
         ..LoadOptions::default()
     };
     let pipeline = InferencePipeline::load(&options, &mut |fraction| report(LoadStage::Reading { fraction }))?;

@@ -100,6 +100,14 @@ struct Model<'a> {
     /// What a request may bring along besides its text.
     inputs: [&'static str; 2],
     limits: ModelLimits,
+    memory: ModelMemory,
+}
+
+#[derive(Serialize)]
+struct ModelMemory {
+    weights_bytes: usize,
+    /// `null` where nothing is known.
+    limit_bytes: Option<usize>,
 }
 
 #[derive(Serialize)]
@@ -150,6 +158,7 @@ pub(super) async fn model(State(app): State<Arc<App>>) -> Result<Response, Probl
             max_body_bytes: app.config.listen.max_body_bytes,
             queue_capacity: app.config.work.queue_capacity,
         },
+        memory: ModelMemory { weights_bytes: model.memory.weights_bytes, limit_bytes: model.memory.limit_bytes },
     })
     .into_response())
 }

@@ -11,6 +11,7 @@ pub trait Number: Element + WithDType {}
 impl<N: Element + WithDType> Number for N {}
 
 /// Whether the kernels compute in this type on this device: f32 and bf16 on the CPU.
+#[must_use]
 pub fn has_kernels(device: &Device, dtype: DType) -> bool {
     device.is_cpu() && matches!(dtype, DType::F32 | DType::BF16)
 }

@@ -168,4 +168,15 @@ pub struct ModelInfo {
     pub default_scheduler: SpacingKind,
     /// What a request may cost.
     pub limits: Limits,
+    /// What there is of memory.
+    pub memory: MemoryInfo,
+}
+
+/// What a model takes of its device's memory, and what drawings may take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemoryInfo {
+    /// The weights in the type that the networks compute in.
+    pub weights_bytes: usize,
+    /// The most that a drawing may take besides; `None` where nothing is known.
+    pub limit_bytes: Option<usize>,
 }

@@ -4,7 +4,10 @@ use std::sync::Mutex;
 
 use candle_core::DType;
 
-use super::{BatchChoice, InferencePipeline, ModelInfo, pipeline::Networks, text::TextEncoder};
+use super::{
+    BatchChoice, InferencePipeline, MemoryInfo, ModelInfo, TilingChoice, pipeline::Networks, room::Room,
+    text::TextEncoder,
+};
 use crate::{
     Error, Result,
     models::{
@@ -28,6 +31,10 @@ pub struct LoadOptions {
     pub limits: Limits,
     /// How many images a network pass draws together.
     pub batch: BatchChoice,
+    /// When the autoencoder's large maps are taken in strips.
+    pub vae_tiling: TilingChoice,
+    /// The most bytes of memory that a drawing may take besides the weights; no more than there are, in any case.
+    pub memory_limit: Option<usize>,
 }
 
 impl Default for LoadOptions {
@@ -39,6 +46,8 @@ impl Default for LoadOptions {
             dtype: DtypeChoice::Auto,
             limits: Limits::default(),
             batch: BatchChoice::Auto,
+            vae_tiling: TilingChoice::Auto,
+            memory_limit: None,
         }
     }
 }
@@ -77,6 +86,9 @@ impl InferencePipeline {
         };
         let text = encoders.iter().enumerate().map(encoder).collect::<Result<Vec<_>>>()?;
         check_windows(&spec, &checkpoint, &text)?;
+        let of_text: usize = encoders.iter().map(Weights::bytes).sum();
+        let weights_bytes = of_text + unet.bytes() + vae.bytes();
+        let room = Room::new(options.vae_tiling, options.memory_limit, &device);
         let networks = Networks {
             text,
             unet: Unet::new(&spec.unet, &unet)?,
@@ -100,8 +112,17 @@ impl InferencePipeline {
                 .map_err(|message| Error::UnsupportedCheckpoint { path: checkpoint.path("scheduler"), message })?,
             default_scheduler: spec.scheduler.own_spacing(),
             limits: options.limits,
+            memory: MemoryInfo { weights_bytes, limit_bytes: room.limit },
         };
-        Ok(Self { spec, info, networks, checkpoint, encoder: Mutex::default(), batch: options.batch.resolve(&device) })
+        Ok(Self {
+            spec,
+            info,
+            networks,
+            checkpoint,
+            room,
+            encoder: Mutex::default(),
+            batch: options.batch.resolve(&device),
+        })
     }
 }
 

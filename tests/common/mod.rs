@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, mpsc as std_mpsc};
 
 use darkroom::{
     Error, Result,
-    pipeline::{Generate, Generated, ModelInfo, Monitor},
+    pipeline::{Generate, Generated, MemoryInfo, ModelInfo, Monitor},
     sampling::{Limits, SamplerKind, SamplingConfig, SpacingKind},
 };
 use image::{DynamicImage, Rgb, RgbImage};
@@ -70,6 +70,7 @@ pub fn fake() -> (Arc<Fake>, Hands) {
         default_sampler: SamplerKind::Euler,
         default_scheduler: SpacingKind::Checkpoint,
         limits: Limits { max_pixels: 1 << 20, max_batch: 4 },
+        memory: MemoryInfo { weights_bytes: 1 << 20, limit_bytes: Some(1 << 30) },
     };
     (Arc::new(Fake { info, orders: Mutex::new(orders_rx), begun: begun_tx }), Hands { orders, begun })
 }
