@@ -81,6 +81,7 @@ async fn probes_answer_while_the_model_loads_and_say_how_far_it_is() {
         "limits": {
             "max_pixels": 1_048_576, "max_batch": 4, "max_body_bytes": 33_554_432, "queue_capacity": 10,
         },
+        "memory": { "weights_bytes": 1_048_576, "limit_bytes": 1_073_741_824 },
     });
     assert_eq!(get(address, "/model").await.json(), expected);
 }

@@ -6,5 +6,6 @@ mod networks;
 mod pictures;
 mod published;
 mod sampling;
+mod strips;
 mod support;
 mod tokenizing;
