@@ -6,7 +6,7 @@
 use candle_core::{DType, Device};
 
 use super::{Tiling, UnetConfig, VaeConfig, vae::BLOCKS_IN_STRIPS};
-use crate::nn::{has_kernels, most_score_bytes};
+use crate::nn::{band_bytes, has_kernels, most_score_bytes};
 
 /// Bytes of a network's numbers on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,11 @@ impl NumberBytes {
             let scratch = (3 * DType::F32.size_in_bytes()).max(9 * product);
             Self { sum: product, product, scratch }
         }
+    }
+
+    /// What the kernels' transformed rows of a map take, `channels` wide.
+    fn band(self, width: usize, channels: usize) -> usize {
+        if self.scratch == 0 { band_bytes(width, channels, self.product) } else { 0 }
     }
 
     /// What the scores of an attention take.
@@ -136,11 +141,13 @@ impl VaeConfig {
                 // Two maps, or the input's one, and a strip's share of what a layer holds of whole maps.
                 let maps = pixels(size, level) * inputs.max(2 * outputs) * bytes.product;
                 let strip = (2 + (rows >> level)) * (size.1 >> level);
-                maps + strip * (2 * (inputs + outputs) * bytes.product + inputs.max(outputs) * bytes.scratch)
+                maps + bytes.band(size.1 >> level, inputs)
+                    + strip * (2 * (inputs + outputs) * bytes.product + inputs.max(outputs) * bytes.scratch)
             }
             _ => {
                 let maps = (inputs + 2 * outputs + shortcut).max(3 * outputs) * bytes.product;
-                pixels(size, level) * (maps + inputs.max(outputs) * bytes.scratch)
+                let band = bytes.band(size.1 >> level, inputs);
+                pixels(size, level) * (maps + inputs.max(outputs) * bytes.scratch) + band
             }
         }
     }

@@ -19,6 +19,7 @@ mod work;
 
 pub use activation::Activation;
 pub use attention::{attention, most_score_bytes};
+pub use cpu::band_bytes;
 pub use doubling::Doubling;
 pub use host::{has_fast_bf16, has_kernels, multiply_peak, on_drawing_threads};
 pub use layers::{After, Conv2d, GroupNorm, LayerNorm, Linear};

@@ -32,4 +32,4 @@ pub use norm::{Affine, Factors, Moments, NormalMaps, Then, factors, group_norm, 
 pub use pack::{LayerSizes, PackedWeights};
 pub use peak::{PeakOf, multiply_peak};
 pub use product::{Finish, Source, product};
-pub use winograd::{WinogradWeights, convolve_normal, convolve_normal_by};
+pub use winograd::{WinogradWeights, band_bytes, convolve_normal, convolve_normal_by};

@@ -133,6 +133,13 @@ fn around(rows: &Range<usize>, all: usize) -> Range<usize> {
     rows.start.saturating_sub(1)..(rows.end + 1).min(all)
 }
 
+/// What the transformed rows of a map take that there are at a time: `width` by `channels` numbers of `number_bytes` a row.
+pub const fn band_bytes(width: usize, channels: usize, number_bytes: usize) -> usize {
+    let row = width.div_ceil(SIDE) * POINTS * channels * number_bytes;
+    let fewest = (FEWEST_ROWS + 2) * row;
+    if fewest > BAND_BYTES { fewest } else { BAND_BYTES }
+}
+
 /// Maps that are normalised, with SiLU behind that, and convolved with zeros around them.
 pub fn convolve_normal<X: Element, E: Element, O: Element>(
     maps: &NormalMaps<'_, X>,
