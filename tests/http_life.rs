@@ -85,6 +85,7 @@ async fn probes_answer_while_the_model_loads_and_say_how_far_it_is() {
             "fields": ["prompt", "negative_prompt"], "syntaxes": ["weights", "plain"],
             "long_prompts": ["chunks", "truncate"], "chunk_tokens": 75, "max_prompt_chunks": 10,
         },
+        "memory": { "weights_bytes": 1_048_576, "limit_bytes": 1_073_741_824 },
     });
     assert_eq!(get(address, "/model").await.json(), expected);
 }

@@ -104,6 +104,7 @@ struct Model<'a> {
     inputs: [&'static str; 2],
     limits: ModelLimits,
     prompts: Prompts,
+    memory: ModelMemory,
 }
 
 /// How the model reads prompts.
@@ -130,6 +131,13 @@ impl Prompts {
             max_prompt_chunks: support.max_chunks,
         }
     }
+}
+
+#[derive(Serialize)]
+struct ModelMemory {
+    weights_bytes: usize,
+    /// `null` where nothing is known.
+    limit_bytes: Option<usize>,
 }
 
 #[derive(Serialize)]
@@ -182,6 +190,7 @@ pub(super) async fn model(State(app): State<Arc<App>>) -> Result<Response, Probl
             queue_capacity: app.config.work.queue_capacity,
         },
         prompts: Prompts::of(model.prompts),
+        memory: ModelMemory { weights_bytes: model.memory.weights_bytes, limit_bytes: model.memory.limit_bytes },
     })
     .into_response())
 }

@@ -177,6 +177,8 @@ pub struct ModelInfo {
     pub prompts: PromptSupport,
     /// Which weights these are.
     pub digest: WeightsDigest,
+    /// What there is of memory.
+    pub memory: MemoryInfo,
 }
 
 /// What a model takes of prompts.
@@ -188,4 +190,13 @@ pub struct PromptSupport {
     pub max_chunks: usize,
     /// Whether it takes a second prompt and the sizes of a picture, as Stable Diffusion XL does.
     pub second: bool,
+}
+
+/// What a model takes of its device's memory, and what drawings may take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemoryInfo {
+    /// The weights in the type that the networks compute in.
+    pub weights_bytes: usize,
+    /// The most that a drawing may take besides; `None` where nothing is known.
+    pub limit_bytes: Option<usize>,
 }

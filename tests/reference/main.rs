@@ -9,5 +9,6 @@ mod pictures;
 mod prompts;
 mod published;
 mod sampling;
+mod strips;
 mod support;
 mod tokenizing;
