@@ -53,6 +53,15 @@ const fn sampler_label(sampler: SamplerKind) -> &'static str {
         SamplerKind::UniPc => "UniPC",
         SamplerKind::Deis => "DEIS",
         SamplerKind::Ddpm => "DDPM",
+        SamplerKind::Dpmpp2sAncestral => "DPM++ 2S a",
+        SamplerKind::DpmppSde => "DPM++ SDE",
+        SamplerKind::Dpmpp2mSde => "DPM++ 2M SDE",
+        SamplerKind::Dpmpp3mSde => "DPM++ 3M SDE",
+        SamplerKind::DpmSingle => "DPM++ 2S",
+        SamplerKind::Lcm => "LCM",
+        SamplerKind::Tcd => "TCD",
+        SamplerKind::EdmEuler => "Euler EDM",
+        SamplerKind::EdmDpmpp2m => "DPM++ 2M EDM",
     }
 }
 
@@ -156,6 +165,8 @@ mod tests {
         let labels = SamplerKind::ALL.map(sampler_label);
         let usual = ["DDIM", "PLMS", "Euler", "Euler a", "Heun", "DPM++ 2M"];
         assert_eq!(labels[..6], usual);
-        assert_eq!(labels[6..], ["DPM2", "DPM2 a", "LMS", "UniPC", "DEIS", "DDPM"]);
+        assert_eq!(labels[6..12], ["DPM2", "DPM2 a", "LMS", "UniPC", "DEIS", "DDPM"]);
+        assert_eq!(labels[12..16], ["DPM++ 2S a", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 3M SDE"]);
+        assert_eq!(labels[16..], ["DPM++ 2S", "LCM", "TCD", "Euler EDM", "DPM++ 2M EDM"]);
     }
 }

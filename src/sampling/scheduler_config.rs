@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::{
-    SamplerKind, SpacingKind,
+    Algorithm, SamplerKind, SpacingKind,
     scheduler_keys::{Key, Setting},
     scheduler_options::{Reader, SchedulerOptions},
 };
@@ -47,7 +47,7 @@ pub(super) const SPACING_KEYS: [(&str, SpacingKind); 3] = [
 ];
 
 /// The classes of diffusers' schedulers, and the samplers they are.
-const CLASSES: [(&str, SamplerKind); 12] = [
+const CLASSES: [(&str, SamplerKind); 18] = [
     ("PNDMScheduler", SamplerKind::Pndm),
     ("DDIMScheduler", SamplerKind::Ddim),
     ("EulerDiscreteScheduler", SamplerKind::Euler),
@@ -60,6 +60,12 @@ const CLASSES: [(&str, SamplerKind); 12] = [
     ("UniPCMultistepScheduler", SamplerKind::UniPc),
     ("DEISMultistepScheduler", SamplerKind::Deis),
     ("DDPMScheduler", SamplerKind::Ddpm),
+    ("DPMSolverSDEScheduler", SamplerKind::DpmppSde),
+    ("DPMSolverSinglestepScheduler", SamplerKind::DpmSingle),
+    ("LCMScheduler", SamplerKind::Lcm),
+    ("TCDScheduler", SamplerKind::Tcd),
+    ("EDMEulerScheduler", SamplerKind::EdmEuler),
+    ("EDMDPMSolverMultistepScheduler", SamplerKind::EdmDpmpp2m),
 ];
 
 impl SamplerKind {
@@ -75,10 +81,20 @@ impl SamplerKind {
         })
     }
 
-    /// The scheduler class of diffusers that this sampler is.
+    /// The scheduler class of diffusers that this sampler is, or that reads the checkpoint's file for it.
     #[must_use]
     pub fn class(self) -> &'static str {
-        CLASSES.iter().find(|(_, kind)| *kind == self).expect("every sampler has a class").0
+        CLASSES.iter().find(|(_, kind)| *kind == self.reader()).expect("every reader has a class").0
+    }
+
+    /// The sampler whose class reads the checkpoint's file for this one, where diffusers has no class of its own for it.
+    pub(super) const fn reader(self) -> Self {
+        match self {
+            // Any levels will do; Euler's class has the most ways to choose them.
+            Self::Dpmpp2sAncestral => Self::Euler,
+            Self::Dpmpp2mSde | Self::Dpmpp3mSde => Self::Dpmpp2m,
+            other => other,
+        }
     }
 }
 
@@ -103,12 +119,26 @@ impl SchedulerConfig {
         self.resolve(sampler, self.own_spacing()).map(|_| ()).map_err(|(_, message)| message)
     }
 
-    /// The sampler of the checkpoint's own class: that of `model_index.json`, else the file's `_class_name`.
+    /// The sampler of the checkpoint's own class.
     ///
     /// # Errors
     ///
     /// The class and those that are supported.
     pub fn own_sampler(&self) -> Result<SamplerKind, String> {
+        Ok(match self.own_class()? {
+            SamplerKind::Dpmpp2m if self.solves_the_sde() => SamplerKind::Dpmpp2mSde,
+            own => own,
+        })
+    }
+
+    /// Whether `algorithm_type` is one that adds noise.
+    fn solves_the_sde(&self) -> bool {
+        let sdes = [Algorithm::SdeDpmSolver, Algorithm::SdeDpmSolverPp].map(Algorithm::name);
+        matches!(self.settings.get("algorithm_type"), Some(Setting::Text(name)) if sdes.contains(&name.as_str()))
+    }
+
+    /// The sampler that the checkpoint's own class stands for: that of `model_index.json`, else the file's `_class_name`.
+    pub(super) fn own_class(&self) -> Result<SamplerKind, String> {
         match (self.class, self.settings.get("_class_name")) {
             (Some(class), _) => Ok(class),
             (None, Some(Setting::Text(class))) => {
@@ -125,7 +155,7 @@ impl SchedulerConfig {
     pub fn own_spacing(&self) -> SpacingKind {
         let chosen = SPACING_KEYS.iter().find(|(key, _)| {
             let takes = |class| Key::named(key).is_read_by(class);
-            self.settings.get(*key) == Some(&Setting::Flag(true)) && self.own_sampler().is_ok_and(takes)
+            self.settings.get(*key) == Some(&Setting::Flag(true)) && self.own_class().is_ok_and(takes)
         });
         chosen.map_or(SpacingKind::Checkpoint, |(_, spacing)| *spacing)
     }
@@ -134,30 +164,63 @@ impl SchedulerConfig {
     ///
     /// # Errors
     ///
-    /// [`Error::UnsupportedParameter`] where the file asks the sampler's class for what is not there, naming the key.
+    /// [`Error::UnsupportedParameter`] where the file asks the sampler's class for what is not there, naming the key, and for
+    /// a sampler or spacing that the network was not trained for.
     pub fn options(&self, sampler: SamplerKind, spacing: SpacingKind) -> Result<SchedulerOptions> {
+        self.check_preconditioning(sampler, spacing)?;
         self.resolve(sampler, spacing).map_err(|(class, message)| {
-            let given = if class == sampler { sampler.name() } else { spacing.name() };
-            let field = if class == sampler { "sampler" } else { "scheduler" };
+            let given = if class == sampler.reader() { sampler.name() } else { spacing.name() };
+            let field = if class == sampler.reader() { "sampler" } else { "scheduler" };
             let class = class.class();
             Error::unsupported(field, format!("is {given}, which draws as {class} does; this model's {message}"))
         })
     }
 
+    /// The samplers that draw with this checkpoint's network.
+    #[must_use]
+    pub fn samplers(&self) -> Vec<SamplerKind> {
+        let is_taken = |sampler: &SamplerKind| self.options(*sampler, SpacingKind::Checkpoint).is_ok();
+        SamplerKind::ALL.into_iter().filter(is_taken).collect()
+    }
+
+    /// Networks that were preconditioned as EDM's go with its samplers and σ, and others do not.
+    fn check_preconditioning(&self, sampler: SamplerKind, spacing: SpacingKind) -> Result<()> {
+        let is_edm = self.own_class().is_ok_and(SamplerKind::is_edm);
+        if sampler.is_edm() != is_edm {
+            let wanted = SamplerKind::ALL.into_iter().filter(|kind| kind.is_edm() == is_edm).map(SamplerKind::name);
+            let wanted = wanted.collect::<Vec<_>>().join(", ");
+            let kind = if is_edm { "was" } else { "was not" };
+            let message = format!("is {sampler}; this model's network {kind} preconditioned as EDM's: one of {wanted}");
+            return Err(Error::unsupported("sampler", message));
+        }
+        if is_edm && !EDM_SPACINGS.contains(&spacing) {
+            let allowed = EDM_SPACINGS.map(SpacingKind::name).join(", ");
+            let message = format!("is {spacing}; this model's network was preconditioned as EDM's: one of {allowed}");
+            return Err(Error::unsupported("scheduler", message));
+        }
+        Ok(())
+    }
+
     /// As [`options`](Self::options); an error has the class that does not take the key's value.
     fn resolve(&self, sampler: SamplerKind, spacing: SpacingKind) -> Result<SchedulerOptions, (SamplerKind, String)> {
-        let own = Reader { config: self, class: sampler };
-        own.check().map_err(|message| (sampler, message))?;
+        let own = Reader { config: self, class: sampler.reader(), sampler };
+        own.check().map_err(|message| (own.class, message))?;
         // Where diffusers' class cannot space σ itself, the levels of a spacing are those of its Euler.
-        let spaces = Key::named("use_karras_sigmas").is_read_by(sampler);
-        let class = if spacing != SpacingKind::Checkpoint && !spaces { SamplerKind::Euler } else { sampler };
-        let levels = Reader { config: self, class };
+        let spaces = own.class.is_edm() || Key::named("use_karras_sigmas").is_read_by(own.class);
+        let class = if spacing != SpacingKind::Checkpoint && !spaces { SamplerKind::Euler } else { own.class };
+        let levels = Reader { config: self, class, sampler };
         levels.check().map_err(|message| (class, message))?;
         let mut options = levels.options(spacing).map_err(|message| (class, message))?;
-        options.sampler = sampler;
+        if class != own.class {
+            // Only the levels are Euler's.
+            options.take_rule_of(own.options(SpacingKind::Checkpoint).map_err(|message| (own.class, message))?);
+        }
         Ok(options)
     }
 }
+
+/// The spacings that EDM has.
+const EDM_SPACINGS: [SpacingKind; 3] = [SpacingKind::Checkpoint, SpacingKind::Karras, SpacingKind::Exponential];
 
 #[cfg(test)]
 mod tests {

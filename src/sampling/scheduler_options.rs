@@ -5,10 +5,15 @@
 //! options.
 
 use super::{
-    PredictionType, SamplerKind, SchedulerConfig, SpacingKind,
+    Algorithm, Bh, Bound, Edm, PredictionType, SamplerKind, SchedulerConfig, Solver, SolverType, SpacingKind,
+    UniPcOptions, Variance,
     scheduler_config::SPACING_KEYS,
     scheduler_keys::{KEYS, Key, Setting, Treatment},
 };
+use crate::{Error, Result};
+
+/// TCD's γ where a request does not say (Zheng et al. 2024, section 4).
+const DEFAULT_GAMMA: f64 = 0.3;
 
 /// The most timesteps of training. Stable Diffusion has 1000.
 const MAX_TIMESTEPS: usize = 100_000;
@@ -45,23 +50,23 @@ pub struct SchedulerOptions {
     /// The ends of Karras' spacing, where they are not the schedule's.
     pub(super) sigma_min: Option<f64>,
     pub(super) sigma_max: Option<f64>,
-    /// The range that x₀ is kept in.
-    pub(super) clip: Option<f64>,
-    /// Whether DPM-Solver's last step of a short schedule is of first order.
-    pub(super) lower_order_final: bool,
-    /// Whether DPM-Solver's last step is of first order in any case.
-    pub(super) euler_at_final: bool,
-    /// UniPC's B(h).
-    pub(super) bh: Bh,
-}
-
-/// The function B(h) of UniPC (Zhao et al. 2023, section 4.1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bh {
-    /// The step's length in λ.
-    One,
-    /// Its exponential less one.
-    Two,
+    /// What is done with x₀.
+    pub(super) bound: Bound,
+    /// DPM-Solver's options, UniPC's and DEIS'.
+    pub(super) solver: Solver,
+    pub(super) uni_pc: UniPcOptions,
+    /// DDPM's noise.
+    pub(super) variance: Variance,
+    /// Whether PNDM starts by Runge and Kutta's method.
+    pub(super) runge_kutta_start: bool,
+    /// Among how many timesteps distilled networks choose.
+    pub(super) original_steps: usize,
+    /// What a latent consistency model's timesteps are multiplied by.
+    pub(super) timestep_scaling: f64,
+    /// How much of the noise of DDPM's step DDIM adds, or TCD's γ.
+    pub(super) eta: f64,
+    /// Of a network that was preconditioned as EDM's.
+    pub(super) edm: Option<Edm>,
 }
 
 /// How betas go from the first to the last.
@@ -125,14 +130,86 @@ impl SchedulerOptions {
         {
             return Err(format!("sigma_min is {least}, sigma_max {most}; the first has to be below the second"));
         }
-        if let Some(range) = self.clip.filter(|range| !(*range > 0.0 && range.is_finite())) {
-            return Err(format!("clip_sample_range is {range}; a number above 0 is needed"));
-        }
+        self.check_bound()?;
+        self.check_solver()?;
         if self.last_timestep() == 0 {
             let least = self.lambda_min;
             return Err(format!("lambda_min_clipped is {least}, which leaves no timestep of this noise schedule"));
         }
+        if self.sampler.is_for_distilled() && !(1..=timesteps).contains(&self.original_steps) {
+            let steps = self.original_steps;
+            return Err(format!("original_inference_steps is {steps}; 1 to {timesteps} are supported"));
+        }
+        if let Some(Edm { sigma_data, rho }) = self.edm {
+            for (key, value) in [("sigma_data", sigma_data), ("rho", rho.unwrap_or(1.0))] {
+                if !(value > 0.0 && value.is_finite()) {
+                    return Err(format!("{key} is {value}; a number above 0 is needed"));
+                }
+            }
+        }
         Ok(())
+    }
+
+    fn check_bound(&self) -> Result<(), String> {
+        match self.bound {
+            Bound::None => Ok(()),
+            Bound::Range(range) if range > 0.0 && range.is_finite() => Ok(()),
+            Bound::Range(range) => Err(format!("clip_sample_range is {range}; a number above 0 is needed")),
+            Bound::Dynamic { ratio, .. } if !(0.0..=1.0).contains(&ratio) => {
+                Err(format!("dynamic_thresholding_ratio is {ratio}; 0 to 1 is supported"))
+            }
+            Bound::Dynamic { most, .. } if !(most > 0.0 && most.is_finite()) => {
+                Err(format!("sample_max_value is {most}; a number above 0 is needed"))
+            }
+            Bound::Dynamic { .. } => Ok(()),
+        }
+    }
+
+    /// Takes from the options of the sampler's own class what is not a matter of levels.
+    pub(super) fn take_rule_of(&mut self, own: Self) {
+        self.bound = own.bound;
+        self.variance = own.variance;
+        self.original_steps = own.original_steps;
+        self.timestep_scaling = own.timestep_scaling;
+        self.eta = own.eta;
+    }
+
+    /// Refuses what diffusers refuses, or has no formula for.
+    fn check_solver(&self) -> Result<(), String> {
+        let Solver { algorithm, order, .. } = self.solver;
+        let name = algorithm.name();
+        if !algorithm.is_of_x0() && self.final_sigmas == FinalSigmas::Zero {
+            return Err(format!("algorithm_type is {name:?} with final_sigmas_type \"zero\"; it needs \"sigma_min\""));
+        }
+        let single = self.sampler == SamplerKind::DpmSingle;
+        if single && algorithm == Algorithm::SdeDpmSolver {
+            return Err(format!("algorithm_type is {name:?}, which DPMSolverSinglestepScheduler does not take"));
+        }
+        if single && algorithm == Algorithm::DpmSolver && matches!(self.bound, Bound::Dynamic { .. }) {
+            return Err(format!("thresholding is true with algorithm_type {name:?}; only false is supported"));
+        }
+        let has_third_order = !(algorithm == Algorithm::SdeDpmSolver || self.edm.is_some() && algorithm.is_stochastic());
+        if order == 3 && !has_third_order {
+            return Err(format!("solver_order is 3 with algorithm_type {name:?}; 1 and 2 are supported"));
+        }
+        Ok(())
+    }
+
+    /// The options with how much noise a request asks of each step.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidParameter`] for samplers that have no such choice.
+    pub fn with_eta(mut self, eta: Option<f64>) -> Result<Self> {
+        let Some(eta) = eta else { return Ok(self) };
+        if !self.sampler.takes_eta() {
+            let takers = SamplerKind::ALL.into_iter().filter(|kind| kind.takes_eta()).map(SamplerKind::name);
+            let takers = takers.collect::<Vec<_>>().join(" and ");
+            let message = format!("is {eta}, which means nothing to the sampler {}; {takers} take it", self.sampler);
+            return Err(Error::invalid("eta", message));
+        }
+        self.eta = eta;
+        Ok(self)
     }
 }
 
@@ -141,6 +218,8 @@ impl SchedulerOptions {
 pub(super) struct Reader<'a> {
     pub config: &'a SchedulerConfig,
     pub class: SamplerKind,
+    /// The sampler that the class reads the file for.
+    pub sampler: SamplerKind,
 }
 
 impl Reader<'_> {
@@ -161,7 +240,7 @@ impl Reader<'_> {
     /// Everything that a drawing needs, with this class's defaults for what the file does not say.
     pub(super) fn options(self, spacing: SpacingKind) -> Result<SchedulerOptions, String> {
         let prediction_type = self.prediction_type()?;
-        let (clips, clip_range) = (self.flag("clip_sample")?, self.number("clip_sample_range")?);
+        let edm = self.edm(spacing)?;
         // Read by `own_spacing`, and overruled by a request that names a spacing.
         let chosen = SPACING_KEYS.map(|(key, _)| self.flag(key).map(|chosen| chosen.then_some(key)));
         let chosen: Vec<&str> = chosen.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
@@ -169,7 +248,7 @@ impl Reader<'_> {
             return Err(format!("{} are both true; one spacing of σ can be chosen", chosen.join(" and ")));
         }
         let options = SchedulerOptions {
-            sampler: self.class,
+            sampler: self.sampler,
             spacing,
             prediction_type,
             num_train_timesteps: self.whole("num_train_timesteps")?,
@@ -200,11 +279,15 @@ impl Reader<'_> {
             lambda_min: self.number("lambda_min_clipped")?,
             sigma_min: self.sigma("sigma_min")?,
             sigma_max: self.sigma("sigma_max")?,
-            clip: clips.then_some(clip_range),
-            lower_order_final: self.flag("lower_order_final")?,
-            euler_at_final: self.flag("euler_at_final")?,
-            // diffusers takes the names of its other solvers for bh2 here.
-            bh: if self.setting("solver_type") == Setting::Text("bh1".to_owned()) { Bh::One } else { Bh::Two },
+            bound: self.bound(edm)?,
+            solver: self.solver()?,
+            uni_pc: self.uni_pc()?,
+            variance: self.variance()?,
+            runge_kutta_start: self.class == SamplerKind::Pndm && !self.flag("skip_prk_steps")?,
+            original_steps: self.whole("original_inference_steps")?,
+            timestep_scaling: self.number("timestep_scaling")?,
+            eta: if self.class == SamplerKind::Tcd { DEFAULT_GAMMA } else { 0.0 },
+            edm,
         };
         options.check()?;
         Ok(options)
@@ -213,7 +296,7 @@ impl Reader<'_> {
     /// What the file says, or what this class takes where it does not.
     fn setting(self, name: &str) -> Setting {
         let key = Key::named(name);
-        let chosen = self.config.own_sampler() != Ok(self.class);
+        let chosen = self.config.own_class() != Ok(self.class);
         let is_read = if chosen { key.is_read_by_chosen(self.class) } else { key.is_read_by(self.class) };
         let said = self.config.settings.get(name).filter(|_| is_read);
         let default = key.when_chosen.filter(|_| chosen).unwrap_or_else(|| key.default_of(self.class));
@@ -234,13 +317,10 @@ impl Reader<'_> {
         }
     }
 
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be whole and small")]
     fn whole(self, name: &str) -> Result<usize, String> {
         let number = self.number(name)?;
-        if number.fract() != 0.0 || !(0.0..=MAX_TIMESTEPS as f64).contains(&number) {
-            return Err(format!("{name} is {number}; a whole number from 0 to {MAX_TIMESTEPS} is needed"));
-        }
-        Ok(number as usize)
+        whole(number)
+            .ok_or_else(|| format!("{name} is {number}; a whole number from 0 to {MAX_TIMESTEPS} is needed"))
     }
 
     fn sigma(self, name: &str) -> Result<Option<f64>, String> {
@@ -260,7 +340,105 @@ impl Reader<'_> {
         })
     }
 
+    fn bound(self, edm: Option<Edm>) -> Result<Bound, String> {
+        let (clips, range) = (self.flag("clip_sample")?, self.number("clip_sample_range")?);
+        let (ratio, most) = (self.number("dynamic_thresholding_ratio")?, self.number("sample_max_value")?);
+        Ok(if self.flag("thresholding")? {
+            Bound::Dynamic { ratio, most, scale: edm.map_or(1.0, |edm| edm.sigma_data) }
+        } else if clips {
+            Bound::Range(range)
+        } else {
+            Bound::None
+        })
+    }
+
+    /// The solver's options. diffusers' classes take the names of each other's for their own, but not all of them.
+    fn solver(self) -> Result<Solver, String> {
+        use Algorithm::{DpmSolver, DpmSolverPp, SdeDpmSolver, SdeDpmSolverPp};
+        let algorithms = [
+            (DpmSolverPp.name(), DpmSolverPp),
+            (SdeDpmSolverPp.name(), SdeDpmSolverPp),
+            ("deis", DpmSolverPp),
+            (DpmSolver.name(), DpmSolver),
+            (SdeDpmSolver.name(), SdeDpmSolver),
+        ];
+        let algorithm = match self.class {
+            SamplerKind::EdmDpmpp2m => self.one_of("algorithm_type", &algorithms[..3])?,
+            // It has one algorithm.
+            SamplerKind::Deis => {
+                let names = ["deis", "dpmsolver", "dpmsolver++"].map(|name| (name, DpmSolverPp));
+                self.one_of("algorithm_type", &names)?
+            }
+            _ => self.one_of("algorithm_type", &algorithms)?,
+        };
+        let kinds = [
+            ("midpoint", SolverType::Midpoint),
+            ("heun", SolverType::Heun),
+            ("logrho", SolverType::Midpoint),
+            ("bh1", SolverType::Midpoint),
+            ("bh2", SolverType::Midpoint),
+        ];
+        // A request's name decides whether noise is added; else the file does.
+        let algorithm = match self.sampler {
+            SamplerKind::Dpmpp2m if algorithm.is_stochastic() => DpmSolverPp,
+            SamplerKind::Dpmpp2mSde if !algorithm.is_stochastic() => SdeDpmSolverPp,
+            SamplerKind::Dpmpp3mSde => SdeDpmSolverPp,
+            _ => algorithm,
+        };
+        let order = self.whole("solver_order")?;
+        let is_own = self.config.own_sampler() == Ok(self.sampler);
+        let order = if self.sampler == SamplerKind::Dpmpp2mSde && !is_own { order.min(2) } else { order };
+        Ok(Solver {
+            algorithm,
+            order,
+            kind: self.one_of("solver_type", &kinds)?,
+            lower_order_final: self.flag("lower_order_final")?,
+            euler_at_final: self.flag("euler_at_final")?,
+        })
+    }
+
+    fn uni_pc(self) -> Result<UniPcOptions, String> {
+        let uncorrected = match self.setting("disable_corrector") {
+            Setting::Numbers(steps) => steps.into_iter().map(whole).collect::<Option<Vec<_>>>(),
+            _ => None,
+        };
+        let uncorrected = uncorrected.ok_or_else(|| {
+            format!("disable_corrector is {}; a list of whole numbers is needed", self.setting("disable_corrector"))
+        })?;
+        Ok(UniPcOptions {
+            // diffusers takes the names of its other solvers for bh2 here.
+            bh: if self.setting("solver_type") == Setting::Text("bh1".to_owned()) { Bh::One } else { Bh::Two },
+            predicts_x0: self.flag("predict_x0")?,
+            uncorrected,
+        })
+    }
+
+    fn variance(self) -> Result<Variance, String> {
+        Ok(match self.setting("variance_type") {
+            Setting::Text(name) if name == "fixed_large" && self.class == SamplerKind::Ddpm => Variance::Large,
+            // The logarithm is how diffusers computes it.
+            _ => Variance::Small,
+        })
+    }
+
+    /// How the network was preconditioned, and how σ are spaced for it.
+    fn edm(self, spacing: SpacingKind) -> Result<Option<Edm>, String> {
+        let schedule = self.one_of("sigma_schedule", &[("karras", true), ("exponential", false)])?;
+        let (sigma_data, rho) = (self.number("sigma_data")?, self.number("rho")?);
+        let is_karras = match spacing {
+            SpacingKind::Karras => true,
+            SpacingKind::Exponential => false,
+            _ => schedule,
+        };
+        Ok(self.class.is_edm().then_some(Edm { sigma_data, rho: is_karras.then_some(rho) }))
+    }
+
     fn prediction_type(self) -> Result<PredictionType, String> {
+        if self.class.is_edm() {
+            // What EDM's network gives is −v in units of the data's deviation; diffusers calls that epsilon.
+            let choices = [("epsilon", PredictionType::NegativeV), ("v_prediction", PredictionType::VPrediction)];
+            return self.one_of("prediction_type", &choices);
+        }
         // The last is an old name, which diffusers' Euler alone still knows.
         let choices = [
             ("epsilon", PredictionType::Epsilon),
@@ -288,4 +466,15 @@ impl Reader<'_> {
             other => Err(format!("trained_betas is {other}; a list of numbers is needed")),
         }
     }
+}
+
+/// A number that counts timesteps or steps.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "checked to be whole and small"
+)]
+fn whole(number: f64) -> Option<usize> {
+    (number.fract() == 0.0 && (0.0..=MAX_TIMESTEPS as f64).contains(&number)).then_some(number as usize)
 }

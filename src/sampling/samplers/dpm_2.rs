@@ -10,6 +10,7 @@ use super::{
     Asked, Stepped,
     ddim::transfer,
     euler_ancestral::split,
+    fresh,
 };
 use crate::Result;
 
@@ -32,8 +33,7 @@ pub(super) fn dpm_2_ancestral(x: &Tensor, denoised: Tensor, step: &Step, asked: 
     if to == 0.0 {
         return Ok(Stepped { latents, denoised });
     }
-    let fresh = Tensor::from_vec(noise.normals(x.elem_count()), x.shape(), x.device())?;
-    let latents = (latents + (fresh * (signal_share(to) * up))?)?;
+    let latents = (latents + (fresh(x, noise)? * (signal_share(to) * up))?)?;
     Ok(Stepped { latents, denoised })
 }
 

@@ -6,21 +6,33 @@
 mod ddim;
 mod deis;
 mod dpm_2;
-mod dpmpp_2m;
+mod dpm_multi;
+mod dpm_single;
+mod dpm_solver;
+mod dpmpp_2s_ancestral;
+mod dpmpp_3m_sde;
+mod dpmpp_sde;
 mod euler_ancestral;
 mod heun;
+mod lcm;
 mod lms;
 mod pndm;
+mod tcd;
 mod uni_pc;
 
 use candle_core::Tensor;
 
 use super::{
-    FinalSigmas, NoiseGenerator, PredictionType, SamplerKind, Schedule, SchedulerOptions,
+    Bound, FinalSigmas, NoiseGenerator, SamplerKind, Schedule, SchedulerOptions, Variance,
     schedule::{Level, Step},
 };
 use crate::Result;
 use ddim::transfer;
+use dpm_multi::Multistep;
+use dpm_single::Single;
+use dpm_solver::Orders;
+use pndm::Pndm;
+use tcd::Tcd;
 use uni_pc::UniPc;
 
 /// Denoises latents: `(x, level) → x₀`, all `(1, c, h, w)` in f32.
@@ -41,30 +53,32 @@ pub struct Asked<'a> {
     pub noise: &'a mut NoiseGenerator,
 }
 
-/// How many steps or more make DPM-Solver++'s last step of second order, where it does not end at σ = 0.
-const DPM_SOLVER_LONG: usize = 15;
-
 /// One update rule with its history.
 #[derive(Debug)]
 pub struct Sampler {
     rule: Rule,
-    prediction: PredictionType,
 }
 
 #[derive(Debug)]
 enum Rule {
-    Ddim { clip: Option<f64> },
-    Pndm { outputs: Vec<Tensor> },
+    Ddim { bound: Bound, eta: f64 },
+    Pndm(Pndm),
     Euler,
     EulerAncestral,
-    Heun { clip: Option<f64> },
-    Dpmpp2m { previous: Option<(Tensor, f64)>, steps_left: usize, last_is_first_order: bool },
+    Heun { bound: Bound },
+    Multistep(Multistep),
     Dpm2,
     Dpm2Ancestral,
     Lms { slopes: Vec<(Tensor, f64)> },
     UniPc(UniPc),
-    Deis { previous: Option<(Tensor, f64)>, steps_left: usize, last_is_first_order: bool },
-    Ddpm { clip: Option<f64> },
+    Deis { bound: Bound, orders: Orders, slopes: Vec<(Tensor, f64)> },
+    Ddpm { bound: Bound, variance: Variance },
+    Dpmpp2sAncestral,
+    DpmppSde,
+    Dpmpp3mSde { outputs: Vec<(Tensor, f64)> },
+    Single(Single),
+    Lcm { bound: Bound, scaling: f64 },
+    Tcd(Tcd),
 }
 
 /// What a step gives.
@@ -80,28 +94,38 @@ impl Sampler {
     /// A sampler for one image, drawn along `schedule`.
     #[must_use]
     pub fn new(options: &SchedulerOptions, schedule: &Schedule) -> Self {
-        let steps = schedule.steps.len();
-        let last_is_first_order = options.euler_at_final
-            || options.final_sigmas == FinalSigmas::Zero
-            || (options.lower_order_final && schedule.whole < DPM_SOLVER_LONG);
+        let (steps, whole) = (schedule.steps.len(), schedule.whole);
+        let bound = options.bound;
+        let orders = || Orders::new(&options.solver, steps, whole, options.final_sigmas == FinalSigmas::Zero);
         let rule = match options.sampler {
-            SamplerKind::Ddim => Rule::Ddim { clip: options.clip },
-            SamplerKind::Pndm => Rule::Pndm { outputs: Vec::new() },
-            SamplerKind::Euler => Rule::Euler,
+            SamplerKind::Ddim => Rule::Ddim { bound, eta: options.eta },
+            SamplerKind::Pndm => {
+                let ends = if options.runge_kutta_start { schedule.ends_of_second_looks() } else { Vec::new() };
+                Rule::Pndm(Pndm::new(options.prediction_type, ends))
+            }
+            SamplerKind::Euler | SamplerKind::EdmEuler => Rule::Euler,
             SamplerKind::EulerAncestral => Rule::EulerAncestral,
-            SamplerKind::Heun => Rule::Heun { clip: options.clip },
-            SamplerKind::Dpmpp2m => Rule::Dpmpp2m { previous: None, steps_left: steps, last_is_first_order },
+            SamplerKind::Heun => Rule::Heun { bound },
+            SamplerKind::Dpmpp2m | SamplerKind::Dpmpp2mSde | SamplerKind::EdmDpmpp2m => {
+                Rule::Multistep(Multistep::new(options.solver.clone(), bound, orders()))
+            }
             SamplerKind::Dpm2 => Rule::Dpm2,
             SamplerKind::Dpm2Ancestral => Rule::Dpm2Ancestral,
             SamplerKind::Lms => Rule::Lms { slopes: Vec::new() },
-            SamplerKind::UniPc => Rule::UniPc(UniPc::new(options.bh, steps, options.lower_order_final)),
-            SamplerKind::Deis => Rule::Deis { previous: None, steps_left: steps, last_is_first_order },
-            SamplerKind::Ddpm => Rule::Ddpm { clip: options.clip },
+            SamplerKind::UniPc => Rule::UniPc(UniPc::new(options, steps, whole)),
+            SamplerKind::Deis => Rule::Deis { bound, orders: orders(), slopes: Vec::new() },
+            SamplerKind::Ddpm => Rule::Ddpm { bound, variance: options.variance },
+            SamplerKind::Dpmpp2sAncestral => Rule::Dpmpp2sAncestral,
+            SamplerKind::DpmppSde => Rule::DpmppSde,
+            SamplerKind::Dpmpp3mSde => Rule::Dpmpp3mSde { outputs: Vec::new() },
+            SamplerKind::DpmSingle => Rule::Single(Single::new(options, steps, whole)),
+            SamplerKind::Lcm => Rule::Lcm { bound, scaling: options.timestep_scaling },
+            SamplerKind::Tcd => Rule::Tcd(Tcd::new(options, schedule)),
         };
-        Self { rule, prediction: options.prediction_type }
+        Self { rule }
     }
 
-    /// Takes one step from latents `x`, asking the network once or twice.
+    /// Takes one step from latents `x`, asking the network once or more often.
     ///
     /// # Errors
     ///
@@ -109,44 +133,58 @@ impl Sampler {
     pub fn step(&mut self, x: &Tensor, step: &Step, asked: Asked<'_>) -> Result<Stepped> {
         let denoised = (asked.denoise)(x, step.level)?;
         let (from, to) = (step.level.sigma, step.next_sigma);
-        match &mut self.rule {
-            Rule::Ddim { clip } => {
-                let latents = ddim::ddim(x, &denoised, from, to, *clip)?;
-                Ok(Stepped { latents, denoised })
+        let ends = (from, to);
+        let latents = match &mut self.rule {
+            // These look at the network again.
+            Rule::Heun { bound } => return heun::heun(x, denoised, step, asked, *bound),
+            Rule::Pndm(rule) => return rule.step(x, &denoised, step, asked),
+            Rule::Dpm2 => return dpm_2::dpm_2(x, denoised, step, asked),
+            Rule::Dpm2Ancestral => return dpm_2::dpm_2_ancestral(x, denoised, step, asked),
+            Rule::Dpmpp2sAncestral => {
+                return dpmpp_2s_ancestral::dpmpp_2s_ancestral(x, denoised, step, asked);
             }
-            Rule::Euler => Ok(Stepped { latents: transfer(x, &denoised, from, to)?, denoised }),
-            Rule::EulerAncestral => {
-                let latents = euler_ancestral::euler_ancestral(x, &denoised, from, to, asked.noise)?;
-                Ok(Stepped { latents, denoised })
+            Rule::DpmppSde => return dpmpp_sde::dpmpp_sde(x, denoised, step, asked),
+            Rule::Ddim { bound, eta } => ddim::ddim(x, &denoised, ends, *bound, *eta, asked.noise)?,
+            Rule::Euler => transfer(x, &denoised, from, to)?,
+            Rule::EulerAncestral => euler_ancestral::euler_ancestral(x, &denoised, from, to, asked.noise)?,
+            Rule::Multistep(rule) => rule.step(x, &denoised, ends, asked.noise)?,
+            Rule::Single(rule) => rule.step(x, &denoised, ends, asked.noise)?,
+            Rule::Lms { slopes } => lms::lms(x, &denoised, from, to, slopes)?,
+            Rule::UniPc(rule) => rule.step(x, &denoised, from, to)?,
+            Rule::Deis { bound, orders, slopes } => {
+                remember(slopes, deis::slope(x, &bound.of(denoised.clone())?, from)?, from);
+                deis::deis(x, &slopes[..orders.next()], from, to)?
             }
-            Rule::Heun { clip } => heun::heun(x, denoised, step, asked, *clip),
-            Rule::Pndm { outputs } => pndm::pndm(x, &denoised, step, asked, outputs, self.prediction),
-            Rule::Dpmpp2m { previous, steps_left, last_is_first_order } => {
-                *steps_left = steps_left.saturating_sub(1);
-                let first_order = *steps_left == 0 && *last_is_first_order;
-                let history = if first_order { None } else { previous.take() };
-                let latents = dpmpp_2m::dpmpp_2m(x, &denoised, from, to, history)?;
-                *previous = Some((denoised.clone(), from));
-                Ok(Stepped { latents, denoised })
+            Rule::Ddpm { bound, variance } => {
+                let denoised = bound.of(denoised.clone())?;
+                euler_ancestral::ddpm(x, &denoised, step, *variance, asked.noise)?
             }
-            Rule::Dpm2 => dpm_2::dpm_2(x, denoised, step, asked),
-            Rule::Dpm2Ancestral => dpm_2::dpm_2_ancestral(x, denoised, step, asked),
-            Rule::Lms { slopes } => Ok(Stepped { latents: lms::lms(x, &denoised, from, to, slopes)?, denoised }),
-            Rule::UniPc(rule) => Ok(Stepped { latents: rule.step(x, &denoised, from, to)?, denoised }),
-            Rule::Deis { previous, steps_left, last_is_first_order } => {
-                *steps_left = steps_left.saturating_sub(1);
-                let first_order = *steps_left == 0 && *last_is_first_order;
-                let slope = deis::slope(x, &denoised, from)?;
-                let history = previous.replace((slope.clone(), from)).filter(|_| !first_order);
-                Ok(Stepped { latents: deis::deis(x, &slope, from, to, history.as_ref())?, denoised })
+            Rule::Dpmpp3mSde { outputs } => {
+                remember(outputs, denoised.clone(), from);
+                dpmpp_3m_sde::dpmpp_3m_sde(x, outputs, ends, asked.noise)?
             }
-            Rule::Ddpm { clip } => {
-                let denoised = clip.map_or(Ok(denoised.clone()), |range| denoised.clamp(-range, range))?;
-                let latents = euler_ancestral::euler_ancestral(x, &denoised, from, to, asked.noise)?;
-                Ok(Stepped { latents, denoised })
+            Rule::Lcm { bound, scaling } => {
+                let denoised = bound.of(denoised.clone())?;
+                lcm::lcm(x, &denoised, step.level, to, *scaling, asked.noise)?
             }
-        }
+            Rule::Tcd(rule) => rule.step(x, &denoised, ends, asked.noise)?,
+        };
+        Ok(Stepped { latents, denoised })
     }
+}
+
+/// How many of the last outputs a rule of third order keeps.
+const THREE: usize = 3;
+
+/// Puts what the network gave at σ before the older ones.
+fn remember(outputs: &mut Vec<(Tensor, f64)>, output: Tensor, sigma: f64) {
+    outputs.insert(0, (output, sigma));
+    outputs.truncate(THREE);
+}
+
+/// One normal for each of the latents `x`, in their order.
+fn fresh(x: &Tensor, noise: &mut NoiseGenerator) -> Result<Tensor> {
+    Ok(Tensor::from_vec(noise.normals(x.elem_count()), x.shape(), x.device())?)
 }
 
 #[cfg(test)]
@@ -182,13 +220,15 @@ mod tests {
         x.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0]
     }
 
-    fn adds_noise(kind: SamplerKind) -> bool {
-        matches!(kind, SamplerKind::EulerAncestral | SamplerKind::Dpm2Ancestral | SamplerKind::Ddpm)
+    /// Those that draw this picture by the ODE: the others add noise, or are for other networks.
+    fn solves_the_ode(kind: SamplerKind) -> bool {
+        use SamplerKind::{Ddim, Deis, Dpm2, DpmSingle, Dpmpp2m, Euler, Heun, Lms, Pndm, UniPc};
+        [Ddim, Deis, Dpm2, DpmSingle, Dpmpp2m, Euler, Heun, Lms, Pndm, UniPc].contains(&kind)
     }
 
     #[test]
     fn every_deterministic_rule_converges_to_the_exact_solution() {
-        for kind in SamplerKind::ALL.into_iter().filter(|kind| !adds_noise(*kind)) {
+        for kind in SamplerKind::ALL.into_iter().filter(|kind| solves_the_ode(*kind)) {
             for spacing in SpacingKind::ALL {
                 let (few, many) = (draw(kind, spacing, 10), draw(kind, spacing, 100));
                 let error = |x: f32| (x - 0.5).abs();
