@@ -156,6 +156,7 @@ fn sampling_config(picture: &PictureConfig, model: &ModelInfo, pictures: Samplin
         n: picture.n,
         sampler: Some(picture.sampler.unwrap_or(model.default_sampler)),
         scheduler: Some(picture.scheduler.unwrap_or(model.default_scheduler)),
+        eta: picture.eta,
         clip_skip: picture.clip_skip,
         ..pictures
     })

@@ -43,6 +43,8 @@ pub struct DrawingParameters<'a> {
     pub(crate) clip_skip: usize,
     /// This and what follows stand there only where they mean something; the pictures themselves are left out.
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) eta: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) strength: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) mask_blur: Option<f32>,
@@ -66,6 +68,7 @@ impl<'a> DrawingParameters<'a> {
             sampler: config.sampler,
             scheduler: config.scheduler,
             clip_skip: config.clip_skip,
+            eta: config.eta,
             strength: config.image.is_some().then_some(config.strength),
             mask_blur: config.mask.is_some().then_some(config.mask_blur),
             inpaint_padding: config.inpaint_padding,

@@ -30,6 +30,7 @@ pub fn infotext(parameters: &DrawingParameters<'_>, model: &str) -> String {
         ("Size", size),
         ("Model", Some(model.to_owned())),
         ("Clip skip", clip_skip),
+        ("Eta", parameters.eta.map(|eta| eta.to_string())),
         ("Denoising strength", parameters.strength.map(|strength| strength.to_string())),
         ("Mask blur", parameters.mask_blur.map(|blur| blur.to_string())),
         ("Version", Some(format!("darkroom {}", env!("CARGO_PKG_VERSION")))),

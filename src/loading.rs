@@ -47,7 +47,13 @@ pub fn load_pipeline(
     limits: Limits,
     report: &mut dyn FnMut(LoadStage),
 ) -> Result<InferencePipeline> {
-    let options = LoadOptions { source: config.source()?, device: config.device, dtype: config.dtype, limits };
+    let options = LoadOptions {
+        source: config.source()?,
+        device: config.device,
+        dtype: config.dtype,
+        limits,
+        ..LoadOptions::default()
+    };
     let pipeline = InferencePipeline::load(&options, &mut |fraction| report(LoadStage::Reading { fraction }))?;
     report(LoadStage::Warming);
     pipeline.warm_up()?;

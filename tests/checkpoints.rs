@@ -45,7 +45,7 @@ fn load(root: &Path) -> darkroom::Result<InferencePipeline> {
 
 fn load_as(root: &Path, dtype: DtypeChoice) -> darkroom::Result<InferencePipeline> {
     let source = ModelSource::Directory(root.to_owned());
-    let options = LoadOptions { source, device: DeviceChoice::Cpu, dtype, limits: Limits::default() };
+    let options = LoadOptions { source, device: DeviceChoice::Cpu, dtype, ..LoadOptions::default() };
     InferencePipeline::load(&options, &mut |_| {})
 }
 
@@ -175,8 +175,8 @@ fn what_a_configuration_asks_for_and_is_not_there_is_named() {
         (
             "model_index.json",
             "scheduler",
-            json!(["diffusers", "LCMScheduler"]),
-            "scheduler is \"LCMScheduler\"; supported are PNDM",
+            json!(["diffusers", "SASolverScheduler"]),
+            "scheduler is \"SASolverScheduler\"; supported are PNDM",
         ),
         (
             "scheduler/scheduler_config.json",
@@ -242,7 +242,7 @@ fn the_index_names_the_class_that_draws_and_the_file_does_where_the_index_is_sil
     set(root, FILE, "use_karras_sigmas", Value::from(true));
     assert_eq!(defaults(root), (SamplerKind::Pndm, SpacingKind::Checkpoint));
     set(root, "model_index.json", "scheduler", json!(["diffusers", "EulerDiscreteScheduler"]));
-    set(root, FILE, "skip_prk_steps", Value::from(false));
+    set(root, FILE, "skip_prk_steps", Value::from(1));
     assert_eq!(defaults(root), (SamplerKind::Euler, SpacingKind::Karras));
     for (entry, said) in [
         (json!([null, null]), "scheduler is [null,null]; [\"diffusers\", CLASS] is needed"),
@@ -273,9 +273,9 @@ fn the_index_names_the_class_that_draws_and_the_file_does_where_the_index_is_sil
     remove(root, "model_index.json", "scheduler");
     set(root, FILE, "_class_name", Value::from("HeunDiscreteScheduler"));
     assert_eq!(defaults(root), (SamplerKind::Heun, SpacingKind::Karras));
-    set(root, FILE, "_class_name", Value::from("LCMScheduler"));
+    set(root, FILE, "_class_name", Value::from("IPNDMScheduler"));
     let message = refused(root);
-    let said = format!("{}: _class_name is \"LCMScheduler\"; supported are PNDM", root.join(FILE).display());
+    let said = format!("{}: _class_name is \"IPNDMScheduler\"; supported are PNDM", root.join(FILE).display());
     assert!(message.starts_with(&said), "{message}");
     remove(root, FILE, "_class_name");
     assert!(refused(root).contains("scheduler_config.json: _class_name is missing"));
@@ -284,14 +284,14 @@ fn the_index_names_the_class_that_draws_and_the_file_does_where_the_index_is_sil
 #[test]
 fn a_key_that_another_sampler_would_read_refuses_that_sampler_alone() {
     let folder = copy("sd15");
-    set(folder.path(), "scheduler/scheduler_config.json", "thresholding", Value::from(true));
+    set(folder.path(), "scheduler/scheduler_config.json", "solver_order", Value::from(4));
     let pipeline = load(folder.path()).unwrap();
     pipeline.check(&config(2)).unwrap();
-    for sampler in [SamplerKind::Dpmpp2m, SamplerKind::Ddim] {
+    for sampler in [SamplerKind::Dpmpp2m, SamplerKind::Deis] {
         let error = pipeline.check(&SamplingConfig { sampler: Some(sampler), ..config(2) }).unwrap_err();
         assert!(matches!(error, Error::UnsupportedParameter { field: "sampler", .. }));
         let class = sampler.class();
-        let said = format!("is {sampler}, which draws as {class} does; this model's thresholding is true; only false");
+        let said = format!("is {sampler}, which draws as {class} does; this model's solver_order is 4; only 1");
         assert!(error.to_string().starts_with(&format!("sampler: {said}")), "{error}");
     }
     pipeline.check(&SamplingConfig { sampler: Some(SamplerKind::Euler), ..config(2) }).unwrap();

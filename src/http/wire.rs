@@ -40,6 +40,7 @@ pub(super) struct GenerateBody {
     n: Option<Whole>,
     sampler: Option<Text>,
     scheduler: Option<Text>,
+    eta: Option<Number>,
     clip_skip: Option<Whole>,
     image: Option<Text>,
     mask: Option<Text>,
@@ -172,6 +173,7 @@ impl GenerateBody {
                 Some(Text(name)) => Some(name.parse().map_err(invalid)?),
                 None => Some(model.default_scheduler),
             },
+            eta: self.eta.map(|Number(eta)| eta),
             clip_skip: whole("clip_skip", self.clip_skip, 0)?,
             preview_every: whole("preview_every", self.preview_every, 0)?,
             ..pictures

@@ -39,13 +39,45 @@ pub struct Added {
     pub sizes: Vec<[f64; 6]>,
 }
 
-/// What is the same at every step of a drawing, computed once: [`Unet::prepare`].
-#[derive(Debug)]
+/// What is the same at every step of a drawing, computed once: [`Unet::prepare`]. Clones share the numbers.
+#[derive(Debug, Clone)]
 pub struct Prepared {
     /// What each attention to the text looks at, in the order in which a pass meets them.
     text: Vec<Seen>,
     /// The embedding of what SDXL's is told besides: `(b, width)`.
     added: Option<Tensor>,
+}
+
+impl Prepared {
+    /// What a batch of images is told, from what each is told alone: the first row of each, then the second of each, and so
+    /// on. All are of one network, with equally many rows and tokens.
+    ///
+    /// # Errors
+    ///
+    /// Texts of different lengths.
+    pub fn join(images: &[&Self]) -> Result<Self> {
+        if let [alone] = images {
+            return Ok((*alone).clone());
+        }
+        let seen = |number: usize| {
+            let of = |part: fn(&Seen) -> &Tensor| rows(images.iter().map(|image| part(&image.text[number])).collect());
+            Ok(Seen { keys: of(|seen| &seen.keys)?, values: of(|seen| &seen.values)? })
+        };
+        let count = images.first().map_or(0, |first| first.text.len());
+        let added: Vec<&Tensor> = images.iter().filter_map(|image| image.added.as_ref()).collect();
+        Ok(Self {
+            text: (0..count).map(seen).collect::<Result<_>>()?,
+            added: if added.is_empty() { None } else { Some(rows(added)?) },
+        })
+    }
+}
+
+/// The first row of each, then the second of each, and so on.
+fn rows(parts: Vec<&Tensor>) -> Result<Tensor> {
+    let count = parts[0].dim(0)?;
+    let of_row = |row| parts.iter().map(move |part| part.narrow(0, row, 1));
+    let rows = (0..count).flat_map(of_row).collect::<Result<Vec<_>, _>>()?;
+    Ok(Tensor::cat(&rows, 0)?)
 }
 
 /// A denoising UNet.
@@ -439,7 +471,7 @@ impl Attention {
 }
 
 /// What an attention looks at: keys and values `(b, n, c)`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Seen {
     keys: Tensor,
     values: Tensor,

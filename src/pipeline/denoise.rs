@@ -1,47 +1,155 @@
-//! The one denoise loop: from noise, or from a picture with noise, to the latents of a picture.
+//! The one denoise loop: from noise, or from pictures with noise, to the latents of pictures.
 //!
-//! Owns the loop and the question "go on?" before each network call. What the images of a request share comes in as a
-//! [`Drawing`]; the latents go to the decoder.
+//! Owns the loop, and the batch of images that goes through it. Before each network call it asks the images' jobs "go
+//! on?"; an image whose job has ended leaves the batch. The latents go to the decoder.
 
 use candle_core::Tensor;
 
-use super::{InferencePipeline, Monitor, origin::Start, pipeline::Drawing, text};
+use super::{InferencePipeline, company::Company, origin::Start, pipeline::Drawing};
 use crate::{
-    Error, Result,
-    sampling::{Asked, Level, NoiseGenerator, Sampler, guide},
+    Result,
+    models::Prepared,
+    sampling::{Asked, BatchNoise, Guidance, Level, NoiseGenerator, Sampler, select},
 };
 
+/// One image of a job.
+#[derive(Clone, Copy)]
+pub(super) struct Image<'a> {
+    /// The job's place in its company.
+    pub(super) job: usize,
+    pub(super) drawing: &'a Drawing<'a>,
+    /// The image's own.
+    pub(super) seed: u64,
+}
+
+/// Images that are drawn together.
+struct Batch<'a> {
+    images: Vec<Image<'a>>,
+    start: Start,
+    noise: BatchNoise,
+    told: Told,
+}
+
+/// What the network is told of a batch of images, and how far they are pushed along that.
+struct Told {
+    prepared: Prepared,
+    /// `None` where no image is guided.
+    guidance: Option<Guidance>,
+}
+
+impl<'a> Image<'a> {
+    /// Every image of a job.
+    pub(super) fn all_of(job: usize, drawing: &'a Drawing<'a>) -> impl Iterator<Item = Self> {
+        (0..drawing.config.n as u64).map(move |number| Self { job, drawing, seed: drawing.config.seed + number })
+    }
+}
+
+/// Latents as the decoder takes them, from those in units of what a schedule counts them in.
+fn in_units_of(latents: Tensor, unit: f64) -> Result<Tensor> {
+    if unit == 1.0 { Ok(latents) } else { Ok((latents * unit)?) }
+}
+
 impl InferencePipeline {
-    /// The latents of one image, with the image's own seed: `(1, c, h, w)` f32.
-    pub(super) fn denoise(&self, drawing: &Drawing, seed: u64, watch: &mut Watch<'_>) -> Result<Tensor> {
-        let mut noise = NoiseGenerator::new(seed);
-        let start = self.start(drawing, &mut noise)?;
-        let mut latents = start.latents.clone();
-        let preview_every = drawing.config.preview_every;
-        let mut sampler = Sampler::new(&drawing.options, &drawing.schedule);
-        let steps = &drawing.schedule.steps;
-        for (number, step) in steps.iter().enumerate() {
+    /// The latents, `(1, c, h, w)` f32, of those of `images` whose job goes on to the end. All are of drawings that agree.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Interrupted`](crate::Error::Interrupted) once every job has ended; else what failed.
+    pub(super) fn denoise<'a>(
+        &self,
+        images: Vec<Image<'a>>,
+        company: &mut Company<'_, '_>,
+    ) -> Result<Vec<(Image<'a>, Tensor)>> {
+        let Drawing { schedule, options, .. } = images[0].drawing;
+        let mut batch = self.batch(images)?;
+        let mut latents = batch.start.latents.clone();
+        let mut sampler = Sampler::new(options, schedule);
+        for (number, step) in schedule.steps.iter().enumerate() {
+            company.go_on(&batch.images)?;
+            let kept = company.still_there(&batch.images);
+            if kept.len() < batch.images.len() {
+                self.select(&mut batch, &kept)?;
+                latents = select(&latents, &kept)?;
+                sampler.select(&kept)?;
+            }
+            let Batch { images, start, noise, told } = &mut batch;
             let asked = Asked {
-                denoise: &mut |x, level| self.predict(drawing, &start, x, level, watch),
+                denoise: &mut |x, level| {
+                    company.go_on(images)?;
+                    let output = self.outputs(&start.seen(x)?, level, told)?;
+                    options.prediction_type.denoised(x, &output, level.sigma)
+                },
                 between: &mut |x, level| start.keep(x, Some(level.sigma)),
-                noise: &mut noise,
+                noise,
             };
             let stepped = sampler.step(&latents, step, asked)?;
-            latents = match steps.get(number + 1) {
+            latents = match schedule.steps.get(number + 1) {
                 Some(next) => start.keep(stepped.latents, Some(next.level.sigma))?,
                 None => stepped.latents,
             };
-            watch.step_done();
+            company.step_done(images);
             let done = number + 1;
-            if preview_every > 0 && done % preview_every == 0 && done < steps.len() {
-                watch.go_on()?;
-                let preview = self.preview(&stepped.denoised)?;
-                watch.monitor.preview(watch.steps_done, preview);
+            if done < schedule.steps.len() {
+                self.show_previews(images, done, &in_units_of(stepped.denoised, schedule.unit)?, company)?;
             }
         }
         // Nearly always 1; multiplying copies.
-        let scale = drawing.schedule.final_scale;
-        start.keep(if scale == 1.0 { latents } else { (latents * scale)? }, None)
+        let scale = schedule.final_scale;
+        let latents = batch.start.keep(if scale == 1.0 { latents } else { (latents * scale)? }, None)?;
+        let latents = in_units_of(latents, schedule.unit)?;
+        let of_image = |(row, image)| Ok((image, latents.narrow(0, row, 1)?));
+        batch.images.into_iter().enumerate().map(of_image).collect()
+    }
+
+    /// What the network says of a batch, guided where that was asked for: `(b, c, h, w)` f32.
+    fn outputs(&self, seen: &Tensor, level: Level, told: &Told) -> Result<Tensor> {
+        let outputs = self.networks.unet.forward(seen, level.timestep, &told.prepared)?;
+        match &told.guidance {
+            Some(guidance) => guidance.guide(&outputs),
+            None => Ok(outputs),
+        }
+    }
+
+    /// Shows each job that asked for it what its first image of the batch looks like, `done` steps on.
+    fn show_previews(
+        &self,
+        images: &[Image<'_>],
+        done: usize,
+        denoised: &Tensor,
+        company: &mut Company<'_, '_>,
+    ) -> Result<()> {
+        let is_first = |row: usize| row == 0 || images[row - 1].job != images[row].job;
+        for (row, image) in images.iter().enumerate().filter(|(row, _)| is_first(*row)) {
+            let every = image.drawing.config.preview_every;
+            if every > 0 && done.is_multiple_of(every) && company.goes_on(image.job) {
+                company.preview(image.job, self.preview(&denoised.narrow(0, row, 1)?)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn batch<'a>(&self, images: Vec<Image<'a>>) -> Result<Batch<'a>> {
+        let mut generators: Vec<_> = images.iter().map(|image| NoiseGenerator::new(image.seed)).collect();
+        let of_image = |(image, noise): (&Image<'_>, _)| self.start(image.drawing, noise);
+        let start = Start::stack(images.iter().zip(&mut generators).map(of_image).collect::<Result<_>>()?)?;
+        let told = self.told(&images)?;
+        Ok(Batch { images, start, noise: BatchNoise::new(generators), told })
+    }
+
+    /// Keeps the images at `kept` of a batch.
+    fn select(&self, batch: &mut Batch<'_>, kept: &[usize]) -> Result<()> {
+        batch.images = kept.iter().map(|row| batch.images[*row]).collect();
+        batch.start.select(kept)?;
+        batch.noise.select(kept);
+        batch.told = self.told(&batch.images)?;
+        Ok(())
+    }
+
+    fn told(&self, images: &[Image<'_>]) -> Result<Told> {
+        let prepared: Vec<_> = images.iter().map(|image| &image.drawing.prepared).collect();
+        let scales: Option<Vec<f64>> = images.iter().map(|image| image.drawing.guidance_scale).collect();
+        let guidance = scales.map(|scales| Guidance::new(&scales, &self.networks.device)).transpose()?;
+        Ok(Told { prepared: Prepared::join(&prepared)?, guidance })
     }
 
     /// What one image is denoised from.
@@ -55,40 +163,5 @@ impl InferencePipeline {
         let values = noise.normals(shape.1 * shape.2 * shape.3);
         let latents = Tensor::from_vec(values, shape, &self.networks.device)?;
         Ok(Start::of_noise((latents * drawing.schedule.initial_scale)?))
-    }
-
-    /// What the network takes the picture to be: `(x, level) → x₀`, guided where that was asked for.
-    fn predict(
-        &self,
-        drawing: &Drawing,
-        start: &Start,
-        x: &Tensor,
-        level: Level,
-        watch: &mut Watch<'_>,
-    ) -> Result<Tensor> {
-        watch.go_on()?;
-        let output = self.networks.unet.forward(&start.seen(x)?, level.timestep, &drawing.prepared)?;
-        let output =
-            if text::is_guided(drawing.config) { guide(&output, drawing.config.guidance_scale)? } else { output };
-        drawing.options.prediction_type.denoised(x, &output, level.sigma)
-    }
-}
-
-/// The monitor, and how far a request is.
-pub(super) struct Watch<'a> {
-    pub(super) monitor: &'a mut dyn Monitor,
-    pub(super) steps_done: usize,
-    pub(super) steps: usize,
-}
-
-impl Watch<'_> {
-    /// Asked before each network call.
-    pub(super) fn go_on(&self) -> Result<()> {
-        if self.monitor.should_stop() { Err(Error::Interrupted) } else { Ok(()) }
-    }
-
-    fn step_done(&mut self) {
-        self.steps_done += 1;
-        self.monitor.progress(self.steps_done, self.steps);
     }
 }

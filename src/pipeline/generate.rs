@@ -19,6 +19,30 @@ pub trait Generate: Send + Sync + 'static {
     /// [`Error::InvalidParameter`](crate::Error::InvalidParameter) for a value out of range; else what failed.
     fn generate(&self, config: &SamplingConfig, monitor: &mut dyn Monitor) -> Result<Generated>;
 
+    /// Draws jobs together, on the calling thread: what [`can_join`](Self::can_join) allows in the same network passes. Each
+    /// is drawn as [`generate`](Self::generate) draws it alone. `ended` hears of each job's end when it comes, by its place
+    /// in `jobs`, and once.
+    ///
+    /// # Errors
+    ///
+    /// What failed in a network pass that several jobs shared. The jobs that `ended` has not heard of can be drawn alone.
+    fn generate_group(&self, jobs: &mut [GroupJob<'_>], ended: &mut dyn FnMut(usize, Result<Generated>)) -> Result<()> {
+        for (number, job) in jobs.iter_mut().enumerate() {
+            ended(number, self.generate(job.config, job.monitor));
+        }
+        Ok(())
+    }
+
+    /// How many images like those of `config` one network pass draws.
+    fn images_together(&self, _config: &SamplingConfig) -> usize {
+        1
+    }
+
+    /// Whether the images of `other` can be drawn in the network passes of those of `first`.
+    fn can_join(&self, _first: &SamplingConfig, _other: &SamplingConfig) -> bool {
+        false
+    }
+
     /// What is loaded, for whoever asks.
     fn model(&self) -> &ModelInfo;
 
@@ -30,6 +54,15 @@ pub trait Generate: Send + Sync + 'static {
     /// [`Error::InvalidParameter`](crate::Error::InvalidParameter) or
     /// [`Error::UnsupportedParameter`](crate::Error::UnsupportedParameter), naming the parameter.
     fn check(&self, config: &SamplingConfig) -> Result<()>;
+}
+
+/// A job of those that are drawn together.
+#[expect(missing_debug_implementations, reason = "a monitor has nothing to show")]
+pub struct GroupJob<'a> {
+    /// What it asks for.
+    pub config: &'a SamplingConfig,
+    /// Whoever watches it, and stops it alone.
+    pub monitor: &'a mut dyn Monitor,
 }
 
 /// How the caller of a drawing watches it and stops it. Every method must return quickly: the drawing waits for it.
@@ -131,6 +164,8 @@ pub struct ModelInfo {
     pub default_guidance_scale: f64,
     /// The checkpoint's own sampler.
     pub default_sampler: SamplerKind,
+    /// The samplers that draw with the checkpoint's network.
+    pub samplers: Vec<SamplerKind>,
     /// The checkpoint's own spacing.
     pub default_scheduler: SpacingKind,
     /// What a request may cost.

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use candle_core::DType;
 
-use super::{InferencePipeline, ModelInfo, pipeline::Networks, text::TextEncoder};
+use super::{BatchChoice, InferencePipeline, ModelInfo, pipeline::Networks, text::TextEncoder};
 use crate::{
     Error, Result,
     models::{
@@ -26,6 +26,8 @@ pub struct LoadOptions {
     pub dtype: DtypeChoice,
     /// What a request may cost.
     pub limits: Limits,
+    /// How many images a network pass draws together.
+    pub batch: BatchChoice,
 }
 
 impl Default for LoadOptions {
@@ -36,6 +38,7 @@ impl Default for LoadOptions {
             device: DeviceChoice::Auto,
             dtype: DtypeChoice::Auto,
             limits: Limits::default(),
+            batch: BatchChoice::Auto,
         }
     }
 }
@@ -95,10 +98,11 @@ impl InferencePipeline {
                 .scheduler
                 .own_sampler()
                 .map_err(|message| Error::UnsupportedCheckpoint { path: checkpoint.path("scheduler"), message })?,
+            samplers: spec.scheduler.samplers(),
             default_scheduler: spec.scheduler.own_spacing(),
             limits: options.limits,
         };
-        Ok(Self { spec, info, networks, checkpoint, encoder: Mutex::default() })
+        Ok(Self { spec, info, networks, checkpoint, encoder: Mutex::default(), batch: options.batch.resolve(&device) })
     }
 }
 

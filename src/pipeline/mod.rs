@@ -3,8 +3,11 @@
 //! Owns [`InferencePipeline`] and the one denoise loop. It must not know the queue or the network server: whoever calls
 //! it watches and stops it through a [`Monitor`].
 
+mod batch;
+mod company;
 mod denoise;
 mod generate;
+mod group;
 mod load;
 mod origin;
 #[expect(clippy::module_inception, reason = "the pipeline's own file is its namesake")]
@@ -14,7 +17,8 @@ mod previews;
 mod stages;
 mod text;
 
-pub use generate::{Generate, Generated, ModelInfo, Monitor, StageTimings, Unwatched};
+pub use batch::BatchChoice;
+pub use generate::{Generate, Generated, GroupJob, ModelInfo, Monitor, StageTimings, Unwatched};
 pub use load::LoadOptions;
 pub use pipeline::InferencePipeline;
 pub use stages::{PreparedStage, Stage};

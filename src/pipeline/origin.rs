@@ -12,7 +12,7 @@ use crate::{
     image_utils::process_mask,
     imaging::{Margins, Plane, Region, cover, resize},
     models::{LatentDistribution, VaeDecoder},
-    sampling::{NoiseGenerator, Schedule, noisy},
+    sampling::{NoiseGenerator, Schedule, noisy, select},
 };
 
 /// A mask's value from which on a pixel is drawn anew.
@@ -55,22 +55,40 @@ struct Shown {
     encoded: LatentDistribution,
 }
 
-/// The start of one image, with its own noise.
+/// The start of a batch of images, each with its own noise.
 #[derive(Debug)]
 pub(super) struct Start {
-    /// The latents of the first step: `(1, c, h, w)` f32.
+    /// The latents of the first step: `(b, c, h, w)` f32.
     pub(super) latents: Tensor,
     kept: Option<Kept>,
-    /// The mask's latents and those of the picture without what is drawn anew: `(1, 1 + c, h, w)` f32.
+    /// The mask's latents and those of the picture without what is drawn anew: `(b, 1 + c, h, w)` f32.
     shown: Option<Tensor>,
 }
 
 /// What is put back after each look at the network.
 #[derive(Debug)]
 struct Kept {
+    /// `(b, 1, h, w)` f32.
     mask: Tensor,
+    /// `(b, c, h, w)` f32.
     picture: Tensor,
+    /// `(b, c, h, w)` f32.
     noise: Tensor,
+}
+
+impl Kept {
+    fn stack(images: &[&Self]) -> Result<Self> {
+        Ok(Self {
+            mask: cat(images.iter().map(|kept| &kept.mask))?,
+            picture: cat(images.iter().map(|kept| &kept.picture))?,
+            noise: cat(images.iter().map(|kept| &kept.noise))?,
+        })
+    }
+}
+
+/// One batch of the images of several.
+fn cat<'a>(parts: impl IntoIterator<Item = &'a Tensor>) -> Result<Tensor> {
+    Ok(Tensor::cat(&parts.into_iter().collect::<Vec<_>>(), 0)?)
 }
 
 /// A request's picture and mask, and how large the drawing is.
@@ -136,7 +154,7 @@ impl Origin {
         let from_noise = has_mask && strength >= 1.0;
         let picture = match &self.picture {
             Some(picture) if self.shown.is_none() || !from_noise => {
-                Some(vae.normalise(&sample(&picture.encoded, fresh()?)?)?)
+                Some((vae.normalise(&sample(&picture.encoded, fresh()?)?)? / schedule.unit)?)
             }
             _ => None,
         };
@@ -290,9 +308,44 @@ fn faded(mut mask: GrayImage, blur: f32) -> GrayImage {
 }
 
 impl Start {
-    /// The start of an image that is drawn from noise alone.
+    /// The start of images that are drawn from noise alone.
     pub(super) fn of_noise(latents: Tensor) -> Self {
         Self { latents, kept: None, shown: None }
+    }
+
+    /// The start of a batch of images, from theirs. All keep a part of a picture or none does, and all are shown one or none
+    /// is.
+    ///
+    /// # Errors
+    ///
+    /// The tensor library's.
+    pub(super) fn stack(mut starts: Vec<Self>) -> Result<Self> {
+        if starts.len() == 1 {
+            return Ok(starts.remove(0));
+        }
+        let kept: Vec<&Kept> = starts.iter().filter_map(|start| start.kept.as_ref()).collect();
+        Ok(Self {
+            latents: cat(starts.iter().map(|start| &start.latents))?,
+            kept: if kept.is_empty() { None } else { Some(Kept::stack(&kept)?) },
+            shown: match starts.iter().filter_map(|start| start.shown.as_ref()).collect::<Vec<_>>() {
+                shown if shown.is_empty() => None,
+                shown => Some(cat(shown)?),
+            },
+        })
+    }
+
+    /// Keeps the start of the images at `kept` of the batch, in that order.
+    ///
+    /// # Errors
+    ///
+    /// The tensor library's.
+    pub(super) fn select(&mut self, kept: &[usize]) -> Result<()> {
+        let put_back = self.kept.as_mut().map(|old| [&mut old.mask, &mut old.picture, &mut old.noise]);
+        let tensors = [Some(&mut self.latents), self.shown.as_mut()].into_iter().flatten();
+        for tensor in tensors.chain(put_back.into_iter().flatten()) {
+            *tensor = select(tensor, kept)?;
+        }
+        Ok(())
     }
 
     /// What the denoiser sees: latents, and the mask and what is kept behind them if it was made for that.

@@ -1,16 +1,12 @@
-//! The pipeline itself: what a request asks for, its plan, and its images one after another.
+//! The pipeline itself: what a request asks for, and its plan.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Instant,
-};
+use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device};
-use image::DynamicImage;
 
 use super::{
-    Generate, Generated, ModelInfo, Monitor, StageTimings, Unwatched,
-    denoise::Watch,
+    Generate, Generated, GroupJob, ModelInfo, Monitor, Unwatched,
+    group::Agreement,
     origin::{Given, Origin},
     text::{self, EncodedText, TextEncoder},
 };
@@ -32,6 +28,8 @@ pub struct InferencePipeline {
     pub(super) checkpoint: Checkpoint,
     /// The autoencoder's encoder, once a request has brought a picture along.
     pub(super) encoder: Mutex<Option<Arc<VaeEncoder>>>,
+    /// The most images that a network pass draws.
+    pub(super) batch: usize,
 }
 
 /// The networks on their device.
@@ -76,33 +74,22 @@ impl InferencePipeline {
 
 impl Generate for InferencePipeline {
     fn generate(&self, config: &SamplingConfig, monitor: &mut dyn Monitor) -> Result<Generated> {
-        config.validate(&self.info.limits)?;
-        self.check(config)?;
-        let mut watch = Watch { monitor, steps_done: 0, steps: config.steps_drawn() * config.n };
-        let mut generated = Generated::default();
-        let mut timings = Timings::default();
+        let mut drawn = Err(Error::Interrupted);
+        self.draw(&mut [GroupJob { config, monitor }], &mut |_, result| drawn = result)?;
+        drawn
+    }
 
-        watch.go_on()?;
-        let began = Instant::now();
-        let drawing = self.plan(config, &watch, &mut generated.warnings)?;
-        timings.encode += began.elapsed();
-        watch.steps = drawing.schedule.steps.len() * config.n;
-        for number in 0..config.n {
-            let began = Instant::now();
-            let latents = self.denoise(&drawing, config.seed + number as u64, &mut watch)?;
-            timings.denoise += began.elapsed();
-            watch.go_on()?;
-            let began = Instant::now();
-            let drawn = self.decode(&latents)?;
-            let picture = match &drawing.origin {
-                Some(origin) => origin.put_back(drawn),
-                None => drawn,
-            };
-            generated.images.push(DynamicImage::ImageRgb8(picture));
-            timings.decode += began.elapsed();
-        }
-        generated.timings = timings.in_ms();
-        Ok(generated)
+    fn generate_group(&self, jobs: &mut [GroupJob<'_>], ended: &mut dyn FnMut(usize, Result<Generated>)) -> Result<()> {
+        self.draw(jobs, ended)
+    }
+
+    fn images_together(&self, config: &SamplingConfig) -> usize {
+        self.agreement(config).map_or(1, |agreement| self.images_that_fit(agreement.size, usize::MAX))
+    }
+
+    fn can_join(&self, first: &SamplingConfig, other: &SamplingConfig) -> bool {
+        // What cannot be drawn at all fails alone.
+        self.agreement(first).is_ok_and(|first| self.agreement(other).is_ok_and(|other| first == other))
     }
 
     fn model(&self) -> &ModelInfo {
@@ -136,17 +123,17 @@ impl InferencePipeline {
     fn schedule(&self, config: &SamplingConfig) -> Result<(SchedulerOptions, Schedule)> {
         let sampler = config.sampler.unwrap_or(self.info.default_sampler);
         let spacing = config.scheduler.unwrap_or(self.info.default_scheduler);
-        let options = self.spec.scheduler.options(sampler, spacing)?;
+        let options = self.spec.scheduler.options(sampler, spacing)?.with_eta(config.eta)?;
         let strength = if config.image.is_some() { config.strength } else { 1.0 };
         let schedule = Schedule::last_part(&options, config.steps, strength)?;
         Ok((options, schedule))
     }
 
     /// Everything that the images of a request share.
-    fn plan<'a>(
+    pub(super) fn plan<'a>(
         &self,
         config: &'a SamplingConfig,
-        watch: &Watch<'_>,
+        go_on: &mut dyn FnMut() -> Result<()>,
         warnings: &mut Vec<String>,
     ) -> Result<Drawing<'a>> {
         let (width, height) = self.info.size_for(config)?;
@@ -155,12 +142,21 @@ impl InferencePipeline {
         let conditioning = text::condition(&self.networks.text, &self.spec, config, (height, width), warnings)?;
         let prepared = self.networks.unet.prepare(&conditioning)?;
         let origin = if config.image.is_some() || self.spec.shows_mask() {
-            watch.go_on()?;
+            go_on()?;
             Some(self.origin(config, (height, width))?)
         } else {
             None
         };
-        Ok(Drawing { config, options, schedule, prepared, origin, latent_size: (height / factor, width / factor) })
+        Ok(Drawing {
+            config,
+            agreement: self.agreement(config)?,
+            options,
+            schedule,
+            prepared,
+            guidance_scale: text::is_guided(config).then_some(config.guidance_scale),
+            origin,
+            latent_size: (height / factor, width / factor),
+        })
     }
 
     fn origin(&self, config: &SamplingConfig, size: (usize, usize)) -> Result<Origin> {
@@ -180,25 +176,15 @@ impl InferencePipeline {
 /// What the images of a request share.
 pub(super) struct Drawing<'a> {
     pub(super) config: &'a SamplingConfig,
+    /// With whom they can share network passes.
+    pub(super) agreement: Agreement,
     pub(super) options: SchedulerOptions,
     pub(super) schedule: Schedule,
     pub(super) prepared: Prepared,
+    /// `None` where there is one network pass a step.
+    pub(super) guidance_scale: Option<f64>,
     /// `None` where a drawing starts from noise alone.
     pub(super) origin: Option<Origin>,
     /// Height and width.
     pub(super) latent_size: (usize, usize),
-}
-
-#[derive(Default)]
-struct Timings {
-    encode: std::time::Duration,
-    denoise: std::time::Duration,
-    decode: std::time::Duration,
-}
-
-impl Timings {
-    fn in_ms(&self) -> StageTimings {
-        let ms = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        StageTimings { encode_ms: ms(self.encode), denoise_ms: ms(self.denoise), decode_ms: ms(self.decode) }
-    }
 }

@@ -3,6 +3,7 @@
 //! Owns [`SamplingConfig`], the schedules, the samplers, prediction types, guidance and seeded noise. It must not know
 //! any network: a network reaches it as a function from latents and a noise level to denoised latents.
 
+mod batch;
 mod beta;
 mod bound;
 mod config;
@@ -20,11 +21,13 @@ mod solver;
 mod timesteps;
 mod training;
 
+pub(crate) use batch::select;
+pub use batch::{BatchNoise, Guidance};
 pub use bound::Bound;
 pub use config::{DEFAULT_STRENGTH, Limits, SIDE_PX, SamplerKind, SamplingConfig, SpacingKind};
 pub use level::noisy;
 pub use noise::NoiseGenerator;
-pub use prediction::{PredictionType, guide};
+pub use prediction::PredictionType;
 pub use samplers::{Asked, Between, Denoise, Sampler, Stepped};
 pub use schedule::{Level, Schedule, SecondLook, Step, steps_of_strength};
 pub use scheduler_config::SchedulerConfig;

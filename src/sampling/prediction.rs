@@ -1,4 +1,4 @@
-//! What a network's output means, and classifier-free guidance.
+//! What a network's output means.
 
 use candle_core::Tensor;
 use serde::Deserialize;
@@ -49,16 +49,4 @@ impl PredictionType {
             Self::NegativeV => ((denoised - (x * signal)?)? / noise)?,
         })
     }
-}
-
-/// Classifier-free guidance (Ho and Salimans 2022) on a batch of two outputs, without and with the prompt:
-/// `(2, c, h, w)` to `(1, c, h, w)`.
-///
-/// # Errors
-///
-/// [`Error::Tensor`](crate::Error::Tensor) when the batch is not two.
-pub fn guide(outputs: &Tensor, guidance_scale: f64) -> Result<Tensor> {
-    let without = outputs.narrow(0, 0, 1)?;
-    let with = outputs.narrow(0, 1, 1)?;
-    Ok((&without + ((with - &without)? * guidance_scale)?)?)
 }

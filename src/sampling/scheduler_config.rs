@@ -226,7 +226,7 @@ const EDM_SPACINGS: [SpacingKind; 3] = [SpacingKind::Checkpoint, SpacingKind::Ka
 mod tests {
     use super::*;
     use crate::sampling::{
-        Interpolation, TimestepSpacing,
+        Bound, Interpolation, TimestepSpacing,
         scheduler_keys::{KEYS, Treatment},
     };
 
@@ -237,15 +237,55 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_named() {
         let cases = [
-            (r#"{"_class_name": "LCMScheduler"}"#, "_class_name is \"LCMScheduler\"; supported are PNDMScheduler"),
+            (r#"{"_class_name": "SASolverScheduler"}"#, "_class_name is \"SASolverScheduler\"; supported are PNDMScheduler"),
             ("{}", "_class_name is missing"),
-            (r#"{"_class_name": "PNDMScheduler"}"#, "skip_prk_steps is false; only true"),
-            (r#"{"_class_name": "DDIMScheduler", "thresholding": true}"#, "thresholding is true; only false"),
+            (r#"{"_class_name": "PNDMScheduler", "skip_prk_steps": 1}"#, "skip_prk_steps is 1; true or false"),
             (
-                r#"{"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}"#,
-                "algorithm_type is \"sde-dpmsolver++\"",
+                r#"{"_class_name": "DDIMScheduler", "thresholding": true, "dynamic_thresholding_ratio": 2}"#,
+                "dynamic_thresholding_ratio is 2; 0 to 1",
             ),
-            (r#"{"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}"#, "solver_order is 3; only 2"),
+            (
+                r#"{"_class_name": "DDIMScheduler", "thresholding": true, "sample_max_value": 0}"#,
+                "sample_max_value is 0; a number above 0",
+            ),
+            (
+                r#"{"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver"}"#,
+                "algorithm_type is \"sde-dpmsolver\" with final_sigmas_type \"zero\"; it needs \"sigma_min\"",
+            ),
+            (
+                r#"{"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver", "solver_order": 3,
+                    "final_sigmas_type": "sigma_min"}"#,
+                "solver_order is 3 with algorithm_type \"sde-dpmsolver\"; 1 and 2 are supported",
+            ),
+            (
+                r#"{"_class_name": "DPMSolverSinglestepScheduler", "algorithm_type": "sde-dpmsolver",
+                    "final_sigmas_type": "sigma_min"}"#,
+                "algorithm_type is \"sde-dpmsolver\", which DPMSolverSinglestepScheduler does not take",
+            ),
+            (
+                r#"{"_class_name": "DPMSolverSinglestepScheduler", "algorithm_type": "dpmsolver", "thresholding": true,
+                    "final_sigmas_type": "sigma_min"}"#,
+                "thresholding is true with algorithm_type \"dpmsolver\"; only false",
+            ),
+            (r#"{"_class_name": "DEISMultistepScheduler", "algorithm_type": "sde-dpmsolver"}"#, "algorithm_type is"),
+            (r#"{"_class_name": "DPMSolverMultistepScheduler", "solver_order": 4}"#, "solver_order is 4; only 1 or 2 or 3"),
+            (r#"{"_class_name": "DPMSolverMultistepScheduler", "solver_type": "rk"}"#, "solver_type is \"rk\"; supported"),
+            (r#"{"_class_name": "UniPCMultistepScheduler", "disable_corrector": [-1]}"#, "disable_corrector is a list"),
+            (r#"{"_class_name": "DDPMScheduler", "variance_type": "learned_range"}"#, "variance_type is \"learned_range\""),
+            (r#"{"_class_name": "DDPMScheduler", "variance_type": "fixed_large_log"}"#, "variance_type is"),
+            (
+                r#"{"_class_name": "LCMScheduler", "original_inference_steps": 0}"#,
+                "original_inference_steps is 0; 1 to 1000 are",
+            ),
+            (r#"{"_class_name": "DPMSolverSDEScheduler", "noise_sampler_seed": 3}"#, "noise_sampler_seed is 3; only null"),
+            (r#"{"_class_name": "EDMEulerScheduler", "prediction_type": "sample"}"#, "prediction_type is \"sample\""),
+            (r#"{"_class_name": "EDMEulerScheduler", "sigma_data": 0}"#, "sigma_data is 0; a number above 0"),
+            (
+                r#"{"_class_name": "EDMDPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++",
+                    "solver_order": 3}"#,
+                "solver_order is 3 with algorithm_type \"sde-dpmsolver++\"; 1 and 2",
+            ),
+            (r#"{"_class_name": "EDMDPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"}"#, "algorithm_type is"),
             (r#"{"_class_name": "DPMSolverMultistepScheduler", "variance_type": "learned"}"#, "variance_type is"),
             (r#"{"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": true}"#, "use_flow_sigmas is true"),
             (r#"{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": 9}"#, "lambda_min_clipped is 9"),
@@ -282,14 +322,14 @@ mod tests {
             let message = read(json).check().unwrap_err();
             assert!(message.starts_with(said), "{message}");
         }
-        read(r#"{"_class_name": "PNDMScheduler", "skip_prk_steps": true}"#).check().unwrap();
+        read(r#"{"_class_name": "PNDMScheduler"}"#).check().unwrap();
     }
 
     #[test]
     fn no_key_that_a_class_reads_is_ignored() {
-        for sampler in SamplerKind::ALL {
+        for sampler in CLASSES.map(|(_, sampler)| sampler) {
             for key in KEYS {
-                let mut config = read(r#"{"skip_prk_steps": true}"#);
+                let mut config = SchedulerConfig::default();
                 config.set_class(sampler);
                 config.check().unwrap();
                 config.set(key.name, Setting::Texts(vec!["neither".to_owned()]));
@@ -306,15 +346,15 @@ mod tests {
 
     #[test]
     fn a_key_of_another_class_counts_once_a_request_chooses_that_class() {
-        let file = r#"{"_class_name": "PNDMScheduler", "skip_prk_steps": true, "thresholding": true,
+        let file = r#"{"_class_name": "PNDMScheduler", "solver_order": 4,
             "use_karras_sigmas": true, "interpolation_type": "log_linear"}"#;
         let config = read(file);
         config.check().unwrap();
         assert_eq!(config.own_spacing(), SpacingKind::Checkpoint, "PNDM does not take use_karras_sigmas");
         let refused = config.options(SamplerKind::Dpmpp2m, SpacingKind::Checkpoint).unwrap_err();
         assert!(matches!(refused, Error::UnsupportedParameter { field: "sampler", .. }));
-        let said = "sampler: is dpmpp_2m, which draws as DPMSolverMultistepScheduler does; this model's thresholding is \
-                    true; only false is supported";
+        let said = "sampler: is dpmpp_2m, which draws as DPMSolverMultistepScheduler does; this model's solver_order is \
+                    4; only 1 or 2 or 3 is supported";
         assert_eq!(refused.to_string(), said);
         let euler = config.options(SamplerKind::Euler, SpacingKind::Checkpoint).unwrap();
         assert_eq!(euler.interpolation, Interpolation::LogLinear);
@@ -324,14 +364,16 @@ mod tests {
 
     #[test]
     fn zero_terminal_snr_counts_for_classes_without_it_where_a_request_chose_them() {
-        use SamplerKind::{Deis, Dpm2, Dpm2Ancestral, Heun, Lms, Pndm};
+        use SamplerKind::{Deis, Dpm2, Dpm2Ancestral, DpmSingle, DpmppSde, Heun, Lms, Pndm};
         let file = r#"{"skip_prk_steps": true, "rescale_betas_zero_snr": true}"#;
-        for class in SamplerKind::ALL {
+        let trained = |kind: &SamplerKind| !kind.is_edm();
+        for class in CLASSES.map(|(_, class)| class).into_iter().filter(trained) {
             let mut config = read(file);
             config.set_class(class);
-            for sampler in SamplerKind::ALL {
+            for sampler in SamplerKind::ALL.into_iter().filter(trained) {
                 let options = config.options(sampler, SpacingKind::Checkpoint).unwrap();
-                let ignored = sampler == class && matches!(class, Pndm | Heun | Dpm2 | Dpm2Ancestral | Lms | Deis);
+                let deaf = matches!(class, Pndm | Heun | Dpm2 | Dpm2Ancestral | Lms | Deis | DpmSingle | DpmppSde);
+                let ignored = sampler == class && deaf;
                 assert_eq!(options.rescale_betas_zero_snr, !ignored, "{sampler} of {class}");
             }
         }
@@ -379,11 +421,51 @@ mod tests {
 
     #[test]
     fn clipping_by_default_is_for_a_checkpoint_of_ddim_alone() {
-        let clip = |json: &str, sampler| read(json).options(sampler, SpacingKind::Checkpoint).unwrap().clip;
-        assert_eq!(clip(r#"{"_class_name": "DDIMScheduler"}"#, SamplerKind::Ddim), Some(1.0));
-        assert_eq!(clip(r#"{"_class_name": "EulerDiscreteScheduler"}"#, SamplerKind::Ddim), None);
+        let bound = |json: &str, sampler| read(json).options(sampler, SpacingKind::Checkpoint).unwrap().bound;
+        assert_eq!(bound(r#"{"_class_name": "DDIMScheduler"}"#, SamplerKind::Ddim), Bound::Range(1.0));
+        assert_eq!(bound(r#"{"_class_name": "EulerDiscreteScheduler"}"#, SamplerKind::Ddim), Bound::None);
         let said = r#"{"_class_name": "EulerDiscreteScheduler", "clip_sample": true, "clip_sample_range": 3}"#;
-        let clips = SamplerKind::ALL.map(|sampler| clip(said, sampler));
-        assert_eq!(clips, [Some(3.0), None, None, None, Some(3.0), None, None, None, None, None, None, Some(3.0)]);
+        let trained = SamplerKind::ALL.into_iter().filter(|kind| !kind.is_edm());
+        let clips: Vec<_> = trained.filter(|sampler| bound(said, *sampler) == Bound::Range(3.0)).collect();
+        // TCD's class takes the keys, and does nothing with them; so does the rule here.
+        assert_eq!(clips, [SamplerKind::Ddim, SamplerKind::Heun, SamplerKind::Ddpm, SamplerKind::Lcm, SamplerKind::Tcd]);
+        // The rule's own keys hold for levels that are another class's.
+        let karras = read(r#"{"_class_name": "DDIMScheduler"}"#).options(SamplerKind::Ddim, SpacingKind::Karras).unwrap();
+        assert_eq!(karras.bound, Bound::Range(1.0));
+    }
+
+    #[test]
+    fn a_name_says_whether_noise_is_added_and_the_file_how() {
+        let sampler = |json: &str| read(json).own_sampler();
+        let file = r#"{"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver", "solver_order": 1,
+            "final_sigmas_type": "sigma_min"}"#;
+        assert_eq!(sampler(file), Ok(SamplerKind::Dpmpp2mSde));
+        let algorithm = |json: &str, kind| {
+            let solver = read(json).options(kind, SpacingKind::Checkpoint).unwrap().solver;
+            (solver.algorithm, solver.order)
+        };
+        assert_eq!(algorithm(file, SamplerKind::Dpmpp2mSde), (Algorithm::SdeDpmSolver, 1));
+        assert_eq!(algorithm(file, SamplerKind::Dpmpp2m), (Algorithm::DpmSolverPp, 1));
+        let file = r#"{"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}"#;
+        assert_eq!(sampler(file), Ok(SamplerKind::Dpmpp2m));
+        assert_eq!(algorithm(file, SamplerKind::Dpmpp2m), (Algorithm::DpmSolverPp, 3));
+        assert_eq!(algorithm(file, SamplerKind::Dpmpp2mSde), (Algorithm::SdeDpmSolverPp, 2));
+    }
+
+    #[test]
+    fn networks_that_were_preconditioned_as_edm_s_go_with_its_samplers_alone() {
+        let edm = read(r#"{"_class_name": "EDMDPMSolverMultistepScheduler"}"#);
+        assert_eq!(edm.samplers(), [SamplerKind::EdmEuler, SamplerKind::EdmDpmpp2m]);
+        let refused = |config: &SchedulerConfig, sampler, spacing| config.options(sampler, spacing).unwrap_err().to_string();
+        let said = "sampler: is euler; this model's network was preconditioned as EDM's: one of edm_euler, edm_dpmpp_2m";
+        assert_eq!(refused(&edm, SamplerKind::Euler, SpacingKind::Checkpoint), said);
+        let said = "scheduler: is beta; this model's network was preconditioned as EDM's: one of checkpoint, karras, \
+                    exponential";
+        assert_eq!(refused(&edm, SamplerKind::EdmEuler, SpacingKind::Beta), said);
+        let other = read(r#"{"_class_name": "DDIMScheduler"}"#);
+        let said = "sampler: is edm_euler; this model's network was not preconditioned as EDM's: one of ddim, pndm, ";
+        let found = refused(&other, SamplerKind::EdmEuler, SpacingKind::Checkpoint);
+        assert!(found.starts_with(said), "{found}");
+        assert_eq!(other.samplers().len(), SamplerKind::ALL.len() - 2);
     }
 }

@@ -371,10 +371,7 @@ mod tests {
     fn no_key_has_two_rows_and_refused_keys_are_none_that_a_class_s_default_needs() {
         for (number, key) in KEYS.iter().enumerate() {
             assert!(KEYS[number + 1..].iter().all(|other| other.name != key.name), "{}", key.name);
-            // PNDM's own default is its Runge-Kutta start, which no published checkpoint of latents has.
-            if let Only(allowed) = key.treatment
-                && key.name != "skip_prk_steps"
-            {
+            if let Only(allowed) = key.treatment {
                 for sampler in key.taken_by {
                     assert!(allowed.contains(&key.default_of(*sampler)), "{sampler}, {}", key.name);
                 }

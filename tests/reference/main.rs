@@ -1,5 +1,6 @@
 //! darkroom's numbers against diffusers' and torch's, which `make.py` beside this file wrote down.
 
+mod batches;
 mod changes;
 mod networks;
 mod pictures;

@@ -45,7 +45,7 @@ pub fn load(source: ModelSource) -> InferencePipeline {
 
 pub fn load_as(source: ModelSource, dtype: DtypeChoice) -> InferencePipeline {
     let limits = Limits::default();
-    let options = LoadOptions { source, device: DeviceChoice::Cpu, dtype, limits };
+    let options = LoadOptions { source, device: DeviceChoice::Cpu, dtype, limits, ..LoadOptions::default() };
     InferencePipeline::load(&options, &mut |_| {}).unwrap()
 }
 

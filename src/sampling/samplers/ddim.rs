@@ -4,10 +4,9 @@ use candle_core::Tensor;
 
 use super::{
     super::{
-        Bound, NoiseGenerator,
+        Bound, BatchNoise,
         level::{noise_share, signal_share},
     },
-    fresh,
 };
 use crate::Result;
 
@@ -27,7 +26,7 @@ pub(super) fn ddim(
     (from, to): (f64, f64),
     bound: Bound,
     eta: f64,
-    noise: &mut NoiseGenerator,
+    noise: &mut BatchNoise,
 ) -> Result<Tensor> {
     let mut moved = transfer(x, denoised, from, to)?;
     if bound != Bound::None {
@@ -41,5 +40,5 @@ pub(super) fn ddim(
     // What is left of the direction's weight, times the direction, which is ε.
     let left = (noise_share(to).powi(2) - deviation * deviation).max(0.0).sqrt() - noise_share(to);
     let direction = ((x - (denoised * signal_share(from))?)? * (left / noise_share(from)))?;
-    Ok(((moved + direction)? + (fresh(x, noise)? * deviation)?)?)
+    Ok(((moved + direction)? + (noise.like(x)? * deviation)?)?)
 }

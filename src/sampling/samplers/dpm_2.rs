@@ -10,7 +10,6 @@ use super::{
     Asked, Stepped,
     ddim::transfer,
     euler_ancestral::split,
-    fresh,
 };
 use crate::Result;
 
@@ -33,7 +32,7 @@ pub(super) fn dpm_2_ancestral(x: &Tensor, denoised: Tensor, step: &Step, asked: 
     if to == 0.0 {
         return Ok(Stepped { latents, denoised });
     }
-    let latents = (latents + (fresh(x, noise)? * (signal_share(to) * up))?)?;
+    let latents = (latents + (noise.like(x)? * (signal_share(to) * up))?)?;
     Ok(Stepped { latents, denoised })
 }
 

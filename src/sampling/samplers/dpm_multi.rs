@@ -3,10 +3,9 @@
 use candle_core::Tensor;
 
 use super::{
-    super::{Bound, NoiseGenerator, Solver},
+    super::{Bound, BatchNoise, Solver},
     deis::slope,
     dpm_solver::{Orders, Weights, multistep, weighed},
-    fresh,
 };
 use crate::Result;
 
@@ -17,7 +16,7 @@ pub(super) struct Multistep {
     bound: Bound,
     orders: Orders,
     /// What the network last gave, x₀ or ε, with its σ; the newest first.
-    outputs: Vec<(Tensor, f64)>,
+    pub outputs: Vec<(Tensor, f64)>,
 }
 
 impl Multistep {
@@ -32,7 +31,7 @@ impl Multistep {
         x: &Tensor,
         denoised: &Tensor,
         (from, to): (f64, f64),
-        noise: &mut NoiseGenerator,
+        noise: &mut BatchNoise,
     ) -> Result<Tensor> {
         let algorithm = self.solver.algorithm;
         let denoised = self.bound.of(denoised.clone())?;
@@ -40,7 +39,7 @@ impl Multistep {
         self.outputs.insert(0, (output, from));
         self.outputs.truncate(self.solver.order);
         let order = self.orders.next();
-        let noise = if algorithm.is_stochastic() { Some(fresh(x, noise)?) } else { None };
+        let noise = if algorithm.is_stochastic() { Some(noise.like(x)?) } else { None };
         // A last step may end where it begins.
         if from <= to {
             return Ok(x.clone());

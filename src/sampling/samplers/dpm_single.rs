@@ -3,10 +3,9 @@
 use candle_core::Tensor;
 
 use super::{
-    super::{Bound, FinalSigmas, NoiseGenerator, SchedulerOptions, Solver, SolverType},
+    super::{Bound, FinalSigmas, BatchNoise, SchedulerOptions, Solver, SolverType},
     deis::slope,
     dpm_solver::{Weights, weighed},
-    fresh,
 };
 use crate::Result;
 
@@ -40,14 +39,14 @@ impl Single {
         x: &Tensor,
         denoised: &Tensor,
         (from, to): (f64, f64),
-        noise: &mut NoiseGenerator,
+        noise: &mut BatchNoise,
     ) -> Result<Tensor> {
         let algorithm = self.solver.algorithm;
         let denoised = self.bound.of(denoised.clone())?;
         let output = if algorithm.is_of_x0() { denoised } else { slope(x, &denoised, from)? };
         self.outputs.insert(0, (output, from));
         self.outputs.truncate(self.solver.order);
-        let noise = if algorithm.is_stochastic() { Some(fresh(x, noise)?) } else { None };
+        let noise = if algorithm.is_stochastic() { Some(noise.like(x)?) } else { None };
         // Where a picture was begun with, the outputs of a step's first part may be missing.
         let order = self.orders.pop().unwrap_or(1).min(self.outputs.len());
         let start = match &self.start {
@@ -62,6 +61,11 @@ impl Single {
             weighed(&start, weights.latents, outputs.chain(noise.iter().map(|noise| (noise, weights.noise))))?;
         self.start = Some(start);
         Ok(latents)
+    }
+
+    /// Everything that is kept from one step to the next.
+    pub(super) fn history(&mut self) -> Vec<&mut Tensor> {
+        self.outputs.iter_mut().map(|(tensor, _)| tensor).chain(&mut self.start).collect()
     }
 }
 

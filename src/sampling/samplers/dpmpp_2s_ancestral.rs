@@ -7,7 +7,6 @@ use super::{
     Asked, Stepped,
     ddim::transfer,
     euler_ancestral::split,
-    fresh,
 };
 use crate::Result;
 
@@ -31,6 +30,6 @@ pub(super) fn dpmpp_2s_ancestral(x: &Tensor, denoised: Tensor, step: &Step, aske
     }
     // From total variance 1 at the lower σ to the same at the one asked for.
     let latents = (latents * (signal_share(to) / signal_share(down)))?;
-    let latents = (latents + (fresh(x, asked.noise)? * (signal_share(to) * up))?)?;
+    let latents = (latents + (asked.noise.like(x)? * (signal_share(to) * up))?)?;
     Ok(Stepped { latents, denoised })
 }

@@ -3,9 +3,8 @@
 use candle_core::Tensor;
 
 use super::{
-    super::{Algorithm, NoiseGenerator, SolverType, level::signal_share},
+    super::{Algorithm, BatchNoise, SolverType, level::signal_share},
     dpm_solver::{Weights, multistep, weighed},
-    fresh,
 };
 use crate::Result;
 
@@ -16,7 +15,7 @@ pub(super) fn dpmpp_3m_sde(
     x: &Tensor,
     outputs: &[(Tensor, f64)],
     (from, to): (f64, f64),
-    noise: &mut NoiseGenerator,
+    noise: &mut BatchNoise,
 ) -> Result<Tensor> {
     if to == 0.0 {
         return Ok(outputs[0].0.clone());
@@ -28,7 +27,7 @@ pub(super) fn dpmpp_3m_sde(
     weights.curve = signal_share(to) * ((left - doubled) / (doubled * doubled) + 0.5);
     let sigmas: Vec<f64> = outputs.iter().map(|(_, sigma)| *sigma).collect();
     let shares = multistep(&weights, SolverType::Heun, &sigmas, to);
-    let noise = fresh(x, noise)?;
+    let noise = noise.like(x)?;
     let outputs = outputs.iter().map(|(output, _)| output).zip(shares);
     weighed(x, weights.latents, outputs.chain([(&noise, weights.noise)]))
 }

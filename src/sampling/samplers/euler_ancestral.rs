@@ -4,11 +4,10 @@ use candle_core::Tensor;
 
 use super::{
     super::{
-        NoiseGenerator, Variance,
+        BatchNoise, Variance,
         level::{noise_share, signal_share},
         schedule::Step,
     },
-    fresh,
 };
 use crate::Result;
 
@@ -19,10 +18,10 @@ pub(super) fn euler_ancestral(
     denoised: &Tensor,
     from: f64,
     to: f64,
-    noise: &mut NoiseGenerator,
+    noise: &mut BatchNoise,
 ) -> Result<Tensor> {
     let (up, _) = split(from, to);
-    Ok((lowered(x, denoised, from, to)? + (fresh(x, noise)? * (signal_share(to) * up))?)?)
+    Ok((lowered(x, denoised, from, to)? + (noise.like(x)? * (signal_share(to) * up))?)?)
 }
 
 /// DDPM's step, with the posterior's variance or that of the whole step (Ho et al. 2020, section 3.2). At timestep 0 there is
@@ -32,7 +31,7 @@ pub(super) fn ddpm(
     denoised: &Tensor,
     step: &Step,
     variance: Variance,
-    noise: &mut NoiseGenerator,
+    noise: &mut BatchNoise,
 ) -> Result<Tensor> {
     let (from, to) = (step.level.sigma, step.next_sigma);
     if variance == Variance::Small {
@@ -43,7 +42,7 @@ pub(super) fn ddpm(
         return Ok(lowered);
     }
     let share = signal_share(from) / signal_share(to);
-    Ok((lowered + (fresh(x, noise)? * (1.0 - share * share).max(0.0).sqrt())?)?)
+    Ok((lowered + (noise.like(x)? * (1.0 - share * share).max(0.0).sqrt())?)?)
 }
 
 /// The posterior's mean.

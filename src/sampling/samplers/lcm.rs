@@ -4,11 +4,10 @@ use candle_core::Tensor;
 
 use super::{
     super::{
-        NoiseGenerator,
+        BatchNoise,
         level::{noise_share, signal_share},
         schedule::Level,
     },
-    fresh,
 };
 use crate::Result;
 
@@ -24,7 +23,7 @@ pub(super) fn lcm(
     level: Level,
     to: f64,
     scaling: f64,
-    noise: &mut NoiseGenerator,
+    noise: &mut BatchNoise,
 ) -> Result<Tensor> {
     let scaled = level.timestep * scaling;
     let length = scaled.hypot(SIGMA_DATA);
@@ -33,5 +32,5 @@ pub(super) fn lcm(
     if to == 0.0 {
         return Ok(consistent);
     }
-    Ok(((consistent * signal_share(to))? + (fresh(x, noise)? * noise_share(to))?)?)
+    Ok(((consistent * signal_share(to))? + (noise.like(x)? * noise_share(to))?)?)
 }

@@ -1,7 +1,7 @@
 //! The update rules: from latents at one noise level to latents at the next.
 //!
 //! Each rule sees the network only as `(x, level) → x₀`, and latents at total variance 1. A sampler is built fresh for
-//! each image and keeps its own history.
+//! each batch of images and keeps their history.
 
 mod ddim;
 mod deis;
@@ -23,8 +23,9 @@ mod uni_pc;
 use candle_core::Tensor;
 
 use super::{
-    Bound, FinalSigmas, NoiseGenerator, SamplerKind, Schedule, SchedulerOptions, Variance,
+    BatchNoise, Bound, FinalSigmas, SamplerKind, Schedule, SchedulerOptions, Variance,
     schedule::{Level, Step},
+    select,
 };
 use crate::Result;
 use ddim::transfer;
@@ -35,7 +36,7 @@ use pndm::Pndm;
 use tcd::Tcd;
 use uni_pc::UniPc;
 
-/// Denoises latents: `(x, level) → x₀`, all `(1, c, h, w)` in f32.
+/// Denoises latents: `(x, level) → x₀`, all `(b, c, h, w)` in f32.
 pub type Denoise<'a> = dyn FnMut(&Tensor, Level) -> Result<Tensor> + 'a;
 
 /// What happens to latents between two looks at the network in one step: `(x, level) → x`, where `level` is that of the
@@ -49,8 +50,8 @@ pub struct Asked<'a> {
     pub denoise: &'a mut Denoise<'a>,
     /// Called between two looks at the network.
     pub between: &'a mut Between<'a>,
-    /// Fresh noise, for the rules that add any.
-    pub noise: &'a mut NoiseGenerator,
+    /// Fresh noise of each image, for the rules that add any.
+    pub noise: &'a mut BatchNoise,
 }
 
 /// One update rule with its history.
@@ -91,7 +92,7 @@ pub struct Stepped {
 }
 
 impl Sampler {
-    /// A sampler for one image, drawn along `schedule`.
+    /// A sampler for a batch of images, all drawn along `schedule`.
     #[must_use]
     pub fn new(options: &SchedulerOptions, schedule: &Schedule) -> Self {
         let (steps, whole) = (schedule.steps.len(), schedule.whole);
@@ -171,6 +172,44 @@ impl Sampler {
         };
         Ok(Stepped { latents, denoised })
     }
+
+    /// Keeps the history of the images at `kept` of the batch, in that order.
+    ///
+    /// # Errors
+    ///
+    /// The tensor library's.
+    pub fn select(&mut self, kept: &[usize]) -> Result<()> {
+        for tensor in self.rule.history() {
+            *tensor = select(tensor, kept)?;
+        }
+        Ok(())
+    }
+}
+
+impl Rule {
+    /// Everything that is kept of the batch's images from one step to the next.
+    fn history(&mut self) -> Vec<&mut Tensor> {
+        match self {
+            Self::Ddim { .. }
+            | Self::Euler
+            | Self::EulerAncestral
+            | Self::Heun { .. }
+            | Self::Dpm2
+            | Self::Dpm2Ancestral
+            | Self::Ddpm { .. }
+            | Self::Dpmpp2sAncestral
+            | Self::DpmppSde
+            | Self::Lcm { .. }
+            | Self::Tcd(_) => Vec::new(),
+            Self::Pndm(rule) => rule.outputs.iter_mut().collect(),
+            Self::Multistep(rule) => rule.outputs.iter_mut().map(|(tensor, _)| tensor).collect(),
+            Self::Lms { slopes: outputs } | Self::Deis { slopes: outputs, .. } | Self::Dpmpp3mSde { outputs } => {
+                outputs.iter_mut().map(|(tensor, _)| tensor).collect()
+            }
+            Self::UniPc(rule) => rule.history(),
+            Self::Single(rule) => rule.history(),
+        }
+    }
 }
 
 /// How many of the last outputs a rule of third order keeps.
@@ -182,18 +221,13 @@ fn remember(outputs: &mut Vec<(Tensor, f64)>, output: Tensor, sigma: f64) {
     outputs.truncate(THREE);
 }
 
-/// One normal for each of the latents `x`, in their order.
-fn fresh(x: &Tensor, noise: &mut NoiseGenerator) -> Result<Tensor> {
-    Ok(Tensor::from_vec(noise.normals(x.elem_count()), x.shape(), x.device())?)
-}
-
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
 
     use super::*;
     use crate::sampling::level::{noise_share, signal_share};
-    use crate::sampling::{SchedulerConfig, SpacingKind};
+    use crate::sampling::{NoiseGenerator, SchedulerConfig, SpacingKind};
 
     /// A picture whose best denoiser is known: x₀ is normal with variance `v`, so E[x₀ | x] is linear in x, and the
     /// probability-flow ODE ends at `x₀ = √v ε` for the noise ε it starts from.
@@ -210,7 +244,7 @@ mod tests {
         let options = config.options(kind, spacing).unwrap();
         let schedule = Schedule::new(&options, steps).unwrap();
         let mut sampler = Sampler::new(&options, &schedule);
-        let mut noise = NoiseGenerator::new(0);
+        let mut noise = BatchNoise::new(vec![NoiseGenerator::new(0)]);
         let mut denoise = exact_denoiser(0.25);
         let mut x = Tensor::new(&[[[[schedule.initial_scale as f32]]]], &Device::Cpu).unwrap();
         for step in &schedule.steps {
@@ -218,6 +252,67 @@ mod tests {
             x = sampler.step(&x, step, asked).unwrap().latents;
         }
         x.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0]
+    }
+
+    /// A batch of images at different places, where noise is fresh and history counts.
+    struct Batch {
+        x: Tensor,
+        noise: BatchNoise,
+        sampler: Sampler,
+    }
+
+    impl Batch {
+        fn new(options: &SchedulerOptions, schedule: &Schedule, seeds: &[u64]) -> Self {
+            let start = |seed: &u64| NoiseGenerator::new(*seed + 100).normals(32);
+            let values: Vec<f32> = seeds.iter().flat_map(start).collect();
+            Self {
+                x: Tensor::from_vec(values, (seeds.len(), 1, 8, 4), &Device::Cpu).unwrap(),
+                noise: BatchNoise::new(seeds.iter().map(|seed| NoiseGenerator::new(*seed)).collect()),
+                sampler: Sampler::new(options, schedule),
+            }
+        }
+
+        fn step(&mut self, step: &Step) {
+            // Not linear, so that each rule's history differs from step to step.
+            let mut denoise = |x: &Tensor, _| Ok((x * 1.5)?.sin()?);
+            let asked = Asked { denoise: &mut denoise, between: &mut |x, _| Ok(x), noise: &mut self.noise };
+            self.x = self.sampler.step(&self.x, step, asked).unwrap().latents;
+        }
+
+        fn select(&mut self, kept: &[usize]) {
+            self.x = select(&self.x, kept).unwrap();
+            self.noise.select(kept);
+            self.sampler.select(kept).unwrap();
+        }
+
+        fn values(&self) -> Vec<f32> {
+            self.x.flatten_all().unwrap().to_vec1().unwrap()
+        }
+    }
+
+    #[test]
+    fn an_image_is_what_it_is_alone_whoever_leaves_its_batch() {
+        let config: SchedulerConfig = serde_json::from_str(r#"{"steps_offset": 1}"#).unwrap();
+        let edm: SchedulerConfig = serde_json::from_str(r#"{"_class_name": "EDMEulerScheduler"}"#).unwrap();
+        for kind in SamplerKind::ALL {
+            let config = if kind.is_edm() { &edm } else { &config };
+            let options = config.options(kind, SpacingKind::Checkpoint).unwrap();
+            let schedule = Schedule::new(&options, 9).unwrap();
+            let mut together = Batch::new(&options, &schedule, &[1, 2, 3, 4]);
+            let mut alone = Batch::new(&options, &schedule, &[4]);
+            let mut other = Batch::new(&options, &schedule, &[2]);
+            for (number, step) in schedule.steps.iter().enumerate() {
+                match number {
+                    2 => together.select(&[1, 2, 3]),
+                    5 => together.select(&[2, 0]),
+                    _ => {}
+                }
+                for batch in [&mut together, &mut alone, &mut other] {
+                    batch.step(step);
+                }
+            }
+            assert_eq!(together.values(), [alone.values(), other.values()].concat(), "{kind}");
+        }
     }
 
     /// Those that draw this picture by the ODE: the others add noise, or are for other networks.

@@ -3,9 +3,8 @@
 use candle_core::Tensor;
 
 use super::{
-    super::{NoiseGenerator, Schedule, SchedulerOptions, level::signal_share, schedule::index, training::TerminalSigma},
+    super::{BatchNoise, Schedule, SchedulerOptions, level::signal_share, schedule::index, training::TerminalSigma},
     ddim::transfer,
-    fresh,
 };
 use crate::Result;
 
@@ -37,7 +36,7 @@ impl Tcd {
         x: &Tensor,
         denoised: &Tensor,
         (from, to): (f64, f64),
-        noise: &mut NoiseGenerator,
+        noise: &mut BatchNoise,
     ) -> Result<Tensor> {
         let lower = self.lower.pop().unwrap_or(to);
         let latents = transfer(x, denoised, from, lower)?;
@@ -45,6 +44,6 @@ impl Tcd {
             return Ok(latents);
         }
         let share = signal_share(to) / signal_share(lower);
-        Ok(((latents * share)? + (fresh(x, noise)? * (1.0 - share * share).sqrt())?)?)
+        Ok(((latents * share)? + (noise.like(x)? * (1.0 - share * share).sqrt())?)?)
     }
 }

@@ -73,6 +73,12 @@ impl UniPc {
         Ok(predicted)
     }
 
+    /// Everything that is kept from one step to the next.
+    pub(super) fn history(&mut self) -> Vec<&mut Tensor> {
+        let outputs = self.outputs.iter_mut().map(|(tensor, _)| tensor);
+        outputs.chain(self.last.iter_mut().map(|(start, _)| start)).collect()
+    }
+
     /// UniP: equation 9. diffusers takes ρ₁ = 1/2 for the second order.
     fn predicted(&self, x: &Tensor, from: f64, to: f64, order: usize) -> Result<Tensor> {
         let moved = self.moved(x, from, to)?;

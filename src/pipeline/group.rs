@@ -1,0 +1,162 @@
+//! Jobs that are drawn together, from their requests to their pictures.
+//!
+//! Owns which jobs can share network passes, and in which batches their images go through the denoise loop. Text is
+//! encoded, and latents are decoded, one job and one image after another.
+
+use std::time::Instant;
+
+use candle_core::Tensor;
+use image::DynamicImage;
+
+use super::{
+    Generate, GroupJob, InferencePipeline,
+    company::{Company, Ended, Timed},
+    denoise::Image,
+    pipeline::Drawing,
+    text,
+};
+use crate::{
+    Error, Result,
+    sampling::{SamplerKind, SamplingConfig, SpacingKind},
+};
+
+/// What requests have to have in common to go through the networks together: everything that decides the shapes of their
+/// tensors, and the noise levels that they visit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Agreement {
+    /// Height and width in pixels.
+    pub(super) size: (usize, usize),
+    steps: usize,
+    sampler: SamplerKind,
+    spacing: SpacingKind,
+    eta: Option<f64>,
+    is_guided: bool,
+    /// The strength of those that start from a picture.
+    strength: Option<f64>,
+    has_mask: bool,
+}
+
+impl InferencePipeline {
+    /// What `config` has to have in common with others.
+    pub(super) fn agreement(&self, config: &SamplingConfig) -> Result<Agreement> {
+        let (width, height) = self.info.size_for(config)?;
+        // Named one by one, so that whoever adds a field decides whether images drawn together may differ in it.
+        let SamplingConfig {
+            prompt: _,
+            negative_prompt: _,
+            width: _,
+            height: _,
+            steps,
+            guidance_scale: _,
+            seed: _,
+            n: _,
+            sampler,
+            scheduler,
+            eta,
+            image,
+            mask,
+            mask_blur: _,
+            inpaint_padding: _,
+            strength,
+            clip_skip: _,
+            preview_every: _,
+        } = config;
+        Ok(Agreement {
+            size: (height, width),
+            steps: *steps,
+            sampler: sampler.unwrap_or(self.info.default_sampler),
+            spacing: scheduler.unwrap_or(self.info.default_scheduler),
+            eta: *eta,
+            is_guided: text::is_guided(config),
+            strength: image.as_ref().map(|_| *strength),
+            has_mask: mask.is_some(),
+        })
+    }
+
+    /// Draws jobs, those that agree in the same network passes as far as a batch goes. `ended` hears of each job's end when
+    /// it comes.
+    ///
+    /// # Errors
+    ///
+    /// What failed in a pass that several jobs shared. Those that have not ended by then can be drawn alone.
+    pub(super) fn draw(&self, jobs: &mut [GroupJob<'_>], ended: &mut Ended<'_>) -> Result<()> {
+        let configs: Vec<&SamplingConfig> = jobs.iter().map(|job| job.config).collect();
+        let mut company = Company::new(jobs, ended);
+        let mut drawings = Vec::new();
+        for (job, config) in configs.into_iter().enumerate() {
+            match self.begin(job, config, &mut company) {
+                Ok(drawing) => drawings.push((job, drawing)),
+                Err(error) => company.end(job, Err(error)),
+            }
+        }
+        let images: Vec<Image<'_>> = drawings.iter().flat_map(|(job, drawing)| Image::all_of(*job, drawing)).collect();
+        let mut rest = images.as_slice();
+        while let Some(first) = rest.first() {
+            let agreement = first.drawing.agreement;
+            let agreeing = rest.iter().take_while(|image| image.drawing.agreement == agreement).count();
+            let (batch, others) = rest.split_at(self.images_that_fit(agreement.size, agreeing));
+            rest = others;
+            self.draw_batch(batch, &mut company)?;
+        }
+        Ok(())
+    }
+
+    /// Encodes a job's text, and the picture that it starts from.
+    fn begin<'a>(&self, job: usize, config: &'a SamplingConfig, company: &mut Company<'_, '_>) -> Result<Drawing<'a>> {
+        config.validate(&self.info.limits)?;
+        self.check(config)?;
+        let began = Instant::now();
+        let mut warnings = Vec::new();
+        let mut go_on = || if company.goes_on(job) { Ok(()) } else { Err(Error::Interrupted) };
+        go_on()?;
+        let drawing = self.plan(config, &mut go_on, &mut warnings)?;
+        company.prepared(job, drawing.schedule.steps.len() * config.n, warnings);
+        company.took(job, Timed::Encode, began.elapsed());
+        Ok(drawing)
+    }
+
+    /// Draws images in the same passes, and ends the jobs whose last image that was.
+    fn draw_batch(&self, images: &[Image<'_>], company: &mut Company<'_, '_>) -> Result<()> {
+        // A job may have ended with an earlier batch.
+        let images: Vec<_> = company.still_there(images).into_iter().map(|row| images[row]).collect();
+        let Some(first) = images.first().copied() else { return Ok(()) };
+        let mut jobs: Vec<usize> = images.iter().map(|image| image.job).collect();
+        jobs.dedup();
+        let began = Instant::now();
+        let denoised = match self.denoise(images, company) {
+            Ok(denoised) => denoised,
+            Err(Error::Interrupted) => return Ok(()),
+            // What fails with one job alone is that job's.
+            Err(error) if jobs.len() == 1 => {
+                company.end(first.job, Err(error));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        for job in jobs {
+            company.took(job, Timed::Denoise, began.elapsed());
+        }
+        for (image, latents) in denoised {
+            if company.goes_on(image.job) {
+                let began = Instant::now();
+                match self.finish(image.drawing, &latents) {
+                    Ok(picture) => {
+                        company.took(image.job, Timed::Decode, began.elapsed());
+                        company.image_done(image.job, picture);
+                    }
+                    Err(error) => company.end(image.job, Err(error)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The picture of an image's latents.
+    fn finish(&self, drawing: &Drawing<'_>, latents: &Tensor) -> Result<DynamicImage> {
+        let drawn = self.decode(latents)?;
+        Ok(DynamicImage::ImageRgb8(match &drawing.origin {
+            Some(origin) => origin.put_back(drawn),
+            None => drawn,
+        }))
+    }
+}
