@@ -160,6 +160,17 @@ mod tests {
     }
 
     #[test]
+    fn eta_is_written_where_a_request_gave_it() {
+        let config = SamplingConfig { sampler: Some(SamplerKind::Ddim), eta: Some(0.5), ..config() };
+        assert!(pairs(&text(&config, "m")).contains(&("Eta".to_owned(), "0.5".to_owned())));
+        assert!(DrawingParameters::of_image(&config, 0).to_json().contains(r#""eta":0.5"#));
+        let without = SamplingConfig { eta: None, ..config };
+        assert!(
+            !text(&without, "m").contains("Eta") && !DrawingParameters::of_image(&without, 0).to_json().contains("eta")
+        );
+    }
+
+    #[test]
     fn every_sampler_has_the_web_uis_name() {
         let spacings = SpacingKind::ALL.map(schedule_label);
         assert_eq!(spacings, [None, Some("Karras"), Some("Exponential"), Some("Beta")]);

@@ -298,6 +298,60 @@ fn a_key_that_another_sampler_would_read_refuses_that_sampler_alone() {
 }
 
 #[test]
+fn eta_counts_where_the_sampler_adds_noise_by_it() {
+    let pipeline = load(&reference("sd15")).unwrap();
+    // The checkpoint's own sampler is PNDM.
+    let error = pipeline.check(&SamplingConfig { eta: Some(0.5), ..config(2) }).unwrap_err();
+    assert_eq!(error.to_string(), "eta: is 0.5, which means nothing to the sampler pndm; ddim and tcd take it");
+    for sampler in [SamplerKind::Ddim, SamplerKind::Tcd] {
+        let draw = |eta| {
+            let config = SamplingConfig { sampler: Some(sampler), eta, ..config(3) };
+            bytes(&pipeline.generate(&config, &mut Told::default()).unwrap().images[0]).to_vec()
+        };
+        assert_ne!(draw(None), draw(Some(0.9)), "{sampler}");
+        let default = if sampler == SamplerKind::Ddim { 0.0 } else { 0.3 };
+        assert_eq!(draw(None), draw(Some(default)), "{sampler}");
+        // What differs in it is not drawn together.
+        let one = SamplingConfig { sampler: Some(sampler), eta: Some(0.1), ..config(3) };
+        assert!(!pipeline.can_join(&one, &SamplingConfig { eta: Some(0.2), ..one.clone() }));
+        assert!(pipeline.can_join(&one, &one));
+    }
+}
+
+#[test]
+fn a_checkpoint_takes_the_samplers_that_its_network_was_preconditioned_for() {
+    let pipeline = load(&reference("sd15")).unwrap();
+    assert!(!pipeline.model().samplers.contains(&SamplerKind::EdmEuler));
+    assert_eq!(pipeline.model().samplers.len(), SamplerKind::ALL.len() - 2);
+    let error = pipeline.check(&SamplingConfig { sampler: Some(SamplerKind::EdmEuler), ..config(2) }).unwrap_err();
+    assert!(matches!(error, Error::UnsupportedParameter { field: "sampler", .. }), "{error}");
+    let folder = copy("sd15");
+    set(folder.path(), "model_index.json", "scheduler", json!(["diffusers", "EDMEulerScheduler"]));
+    let pipeline = load(folder.path()).unwrap();
+    assert_eq!(pipeline.model().samplers, [SamplerKind::EdmEuler, SamplerKind::EdmDpmpp2m]);
+    assert_eq!(pipeline.model().default_sampler, SamplerKind::EdmEuler);
+    let error = pipeline.check(&SamplingConfig { sampler: Some(SamplerKind::Ddim), ..config(2) }).unwrap_err();
+    assert!(error.to_string().starts_with("sampler: is ddim; this model's network was preconditioned"), "{error}");
+}
+
+/// Steps with two looks at the network stay whole, whatever part of them is drawn.
+#[test]
+fn every_sampler_begins_with_a_picture_at_any_strength() {
+    let pipeline = load(&reference("sd2")).unwrap();
+    let picture = std::sync::Arc::new(image::RgbImage::from_pixel(64, 64, image::Rgb([90, 120, 60])));
+    for sampler in pipeline.model().samplers.clone() {
+        for strength in [0.25, 0.5, 1.0] {
+            let image = Some(std::sync::Arc::clone(&picture));
+            let config = SamplingConfig { sampler: Some(sampler), image, strength, ..config(4) };
+            let mut told = Told::default();
+            pipeline.generate(&config, &mut told).unwrap();
+            let steps = darkroom::sampling::steps_of_strength(4, strength);
+            assert_eq!(told.steps.last(), Some(&(steps, steps)), "{sampler} {strength}");
+        }
+    }
+}
+
+#[test]
 fn a_schedule_of_fewer_steps_than_asked_for_counts_its_own() {
     let folder = copy("sd15");
     let file = "scheduler/scheduler_config.json";

@@ -11,10 +11,7 @@ use axum::{
 use serde::Serialize;
 
 use super::{app::App, lifecycle::Phase, problem::Problem, view::millis};
-use crate::{
-    output::OutputFormat,
-    sampling::SpacingKind,
-};
+use crate::{output::OutputFormat, sampling::SpacingKind};
 
 #[derive(Serialize)]
 struct Health<'a> {

@@ -149,8 +149,12 @@ impl SamplingConfig {
         if !STEPS.contains(&self.steps) {
             return Err(Error::invalid("steps", format!("is {}; 1 to 150 are allowed", self.steps)));
         }
-        if let Some(eta) = self.eta.filter(|eta| !(0.0..=1.0).contains(eta)) {
-            return Err(Error::invalid("eta", format!("is {eta}; 0 to 1 is allowed")));
+        if let Some(eta) = self.eta {
+            if !(0.0..=1.0).contains(&eta) {
+                return Err(Error::invalid("eta", format!("is {eta}; 0 to 1 is allowed")));
+            }
+            // Where the checkpoint chooses the sampler, it checks this too.
+            self.sampler.map_or(Ok(()), |sampler| sampler.check_eta(eta))?;
         }
         if !GUIDANCE.contains(&self.guidance_scale) {
             return Err(Error::invalid("guidance_scale", format!("is {}; 0 to 30 is allowed", self.guidance_scale)));
@@ -299,9 +303,13 @@ impl SamplerKind {
         matches!(self, Self::Lcm | Self::Tcd)
     }
 
-    /// Whether a request can choose how much noise each step adds.
-    pub(super) const fn takes_eta(self) -> bool {
-        matches!(self, Self::Ddim | Self::Tcd)
+    /// Refuses `eta` for samplers to which it means nothing.
+    pub(super) fn check_eta(self, eta: f64) -> Result<()> {
+        if matches!(self, Self::Ddim | Self::Tcd) {
+            return Ok(());
+        }
+        let message = format!("is {eta}, which means nothing to the sampler {self}; ddim and tcd take it");
+        Err(Error::invalid("eta", message))
     }
 
     /// The name on the wire and on the command line.
@@ -453,6 +461,7 @@ mod tests {
             ("preview_every", SamplingConfig { preview_every: 151, ..valid() }),
             ("eta", SamplingConfig { eta: Some(1.1), ..valid() }),
             ("eta", SamplingConfig { eta: Some(f64::NAN), ..valid() }),
+            ("eta", SamplingConfig { eta: Some(0.5), sampler: Some(SamplerKind::Ddpm), ..valid() }),
             ("strength", SamplingConfig { strength: 0.0, ..valid() }),
             ("strength", SamplingConfig { strength: f64::NAN, ..valid() }),
             ("mask", SamplingConfig { mask: Some(Arc::new(GrayImage::new(8, 8))), ..valid() }),

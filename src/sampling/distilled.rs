@@ -21,7 +21,8 @@ impl Schedule {
         let levels: Vec<Level> = (0..steps).map(timestep).map(level).collect();
         let last = if options.sampler == SamplerKind::Tcd { sigmas[0] } else { 0.0 };
         let next_sigma = |number: usize| levels.get(number + 1).map_or(last, |next| next.sigma);
-        let step = |(number, level): (usize, &Level)| Step { level: *level, next_sigma: next_sigma(number), second: None };
+        let step =
+            |(number, level): (usize, &Level)| Step { level: *level, next_sigma: next_sigma(number), second: None };
         let steps: Vec<Step> = levels.iter().enumerate().map(step).collect();
         let whole = steps.len();
         Self { initial_scale: 1.0, steps, final_scale: 1.0, whole, unit: 1.0 }

@@ -34,7 +34,8 @@ impl Schedule {
             FinalSigmas::SigmaMin => levels[steps - 1].sigma,
         };
         let next_sigma = |number: usize| levels.get(number + 1).map_or(last, |next| next.sigma);
-        let step = |(number, level): (usize, &Level)| Step { level: *level, next_sigma: next_sigma(number), second: None };
+        let step =
+            |(number, level): (usize, &Level)| Step { level: *level, next_sigma: next_sigma(number), second: None };
         Self {
             // Noise has the deviation √(σ_max² + 1) in diffusers, whatever the data's is.
             initial_scale: most.hypot(1.0) / most.hypot(sigma_data),

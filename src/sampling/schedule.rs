@@ -249,10 +249,9 @@ impl Schedule {
         match options.sampler {
             SamplerKind::Heun => schedule.add_heun_looks(options.rescale_betas_zero_snr),
             SamplerKind::Pndm => schedule.add_first_look(),
-            SamplerKind::Dpm2
-            | SamplerKind::Dpm2Ancestral
-            | SamplerKind::Dpmpp2sAncestral
-            | SamplerKind::DpmppSde => schedule.add_looks_halfway(options, &training),
+            SamplerKind::Dpm2 | SamplerKind::Dpm2Ancestral | SamplerKind::Dpmpp2sAncestral | SamplerKind::DpmppSde => {
+                schedule.add_looks_halfway(options, &training)
+            }
             _ => {}
         }
         Ok(schedule)
@@ -374,8 +373,8 @@ fn spaced_sigmas(options: &SchedulerOptions, training: &[f64], spaced: &[f64], s
         (spaced[0], spaced[spaced.len() - 1])
     };
     // diffusers' LMS and DPM-Solver SDE do not read the checkpoint's here.
-    let ignores = matches!(options.sampler, SamplerKind::Lms | SamplerKind::DpmppSde)
-        && options.spacing == SpacingKind::Karras;
+    let ignores =
+        matches!(options.sampler, SamplerKind::Lms | SamplerKind::DpmppSde) && options.spacing == SpacingKind::Karras;
     let ends = if ignores { (None, None) } else { (options.sigma_max, options.sigma_min) };
     let (most, least) = (ends.0.unwrap_or(most), ends.1.unwrap_or(least));
     if steps > 1 && most < least {

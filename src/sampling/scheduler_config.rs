@@ -237,7 +237,10 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_named() {
         let cases = [
-            (r#"{"_class_name": "SASolverScheduler"}"#, "_class_name is \"SASolverScheduler\"; supported are PNDMScheduler"),
+            (
+                r#"{"_class_name": "SASolverScheduler"}"#,
+                "_class_name is \"SASolverScheduler\"; supported are PNDMScheduler",
+            ),
             ("{}", "_class_name is missing"),
             (r#"{"_class_name": "PNDMScheduler", "skip_prk_steps": 1}"#, "skip_prk_steps is 1; true or false"),
             (
@@ -268,16 +271,28 @@ mod tests {
                 "thresholding is true with algorithm_type \"dpmsolver\"; only false",
             ),
             (r#"{"_class_name": "DEISMultistepScheduler", "algorithm_type": "sde-dpmsolver"}"#, "algorithm_type is"),
-            (r#"{"_class_name": "DPMSolverMultistepScheduler", "solver_order": 4}"#, "solver_order is 4; only 1 or 2 or 3"),
-            (r#"{"_class_name": "DPMSolverMultistepScheduler", "solver_type": "rk"}"#, "solver_type is \"rk\"; supported"),
+            (
+                r#"{"_class_name": "DPMSolverMultistepScheduler", "solver_order": 4}"#,
+                "solver_order is 4; only 1 or 2 or 3",
+            ),
+            (
+                r#"{"_class_name": "DPMSolverMultistepScheduler", "solver_type": "rk"}"#,
+                "solver_type is \"rk\"; supported",
+            ),
             (r#"{"_class_name": "UniPCMultistepScheduler", "disable_corrector": [-1]}"#, "disable_corrector is a list"),
-            (r#"{"_class_name": "DDPMScheduler", "variance_type": "learned_range"}"#, "variance_type is \"learned_range\""),
+            (
+                r#"{"_class_name": "DDPMScheduler", "variance_type": "learned_range"}"#,
+                "variance_type is \"learned_range\"",
+            ),
             (r#"{"_class_name": "DDPMScheduler", "variance_type": "fixed_large_log"}"#, "variance_type is"),
             (
                 r#"{"_class_name": "LCMScheduler", "original_inference_steps": 0}"#,
                 "original_inference_steps is 0; 1 to 1000 are",
             ),
-            (r#"{"_class_name": "DPMSolverSDEScheduler", "noise_sampler_seed": 3}"#, "noise_sampler_seed is 3; only null"),
+            (
+                r#"{"_class_name": "DPMSolverSDEScheduler", "noise_sampler_seed": 3}"#,
+                "noise_sampler_seed is 3; only null",
+            ),
             (r#"{"_class_name": "EDMEulerScheduler", "prediction_type": "sample"}"#, "prediction_type is \"sample\""),
             (r#"{"_class_name": "EDMEulerScheduler", "sigma_data": 0}"#, "sigma_data is 0; a number above 0"),
             (
@@ -285,7 +300,10 @@ mod tests {
                     "solver_order": 3}"#,
                 "solver_order is 3 with algorithm_type \"sde-dpmsolver++\"; 1 and 2",
             ),
-            (r#"{"_class_name": "EDMDPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"}"#, "algorithm_type is"),
+            (
+                r#"{"_class_name": "EDMDPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"}"#,
+                "algorithm_type is",
+            ),
             (r#"{"_class_name": "DPMSolverMultistepScheduler", "variance_type": "learned"}"#, "variance_type is"),
             (r#"{"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": true}"#, "use_flow_sigmas is true"),
             (r#"{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": 9}"#, "lambda_min_clipped is 9"),
@@ -428,9 +446,13 @@ mod tests {
         let trained = SamplerKind::ALL.into_iter().filter(|kind| !kind.is_edm());
         let clips: Vec<_> = trained.filter(|sampler| bound(said, *sampler) == Bound::Range(3.0)).collect();
         // TCD's class takes the keys, and does nothing with them; so does the rule here.
-        assert_eq!(clips, [SamplerKind::Ddim, SamplerKind::Heun, SamplerKind::Ddpm, SamplerKind::Lcm, SamplerKind::Tcd]);
+        assert_eq!(
+            clips,
+            [SamplerKind::Ddim, SamplerKind::Heun, SamplerKind::Ddpm, SamplerKind::Lcm, SamplerKind::Tcd]
+        );
         // The rule's own keys hold for levels that are another class's.
-        let karras = read(r#"{"_class_name": "DDIMScheduler"}"#).options(SamplerKind::Ddim, SpacingKind::Karras).unwrap();
+        let karras =
+            read(r#"{"_class_name": "DDIMScheduler"}"#).options(SamplerKind::Ddim, SpacingKind::Karras).unwrap();
         assert_eq!(karras.bound, Bound::Range(1.0));
     }
 
@@ -456,8 +478,10 @@ mod tests {
     fn networks_that_were_preconditioned_as_edm_s_go_with_its_samplers_alone() {
         let edm = read(r#"{"_class_name": "EDMDPMSolverMultistepScheduler"}"#);
         assert_eq!(edm.samplers(), [SamplerKind::EdmEuler, SamplerKind::EdmDpmpp2m]);
-        let refused = |config: &SchedulerConfig, sampler, spacing| config.options(sampler, spacing).unwrap_err().to_string();
-        let said = "sampler: is euler; this model's network was preconditioned as EDM's: one of edm_euler, edm_dpmpp_2m";
+        let refused =
+            |config: &SchedulerConfig, sampler, spacing| config.options(sampler, spacing).unwrap_err().to_string();
+        let said =
+            "sampler: is euler; this model's network was preconditioned as EDM's: one of edm_euler, edm_dpmpp_2m";
         assert_eq!(refused(&edm, SamplerKind::Euler, SpacingKind::Checkpoint), said);
         let said = "scheduler: is beta; this model's network was preconditioned as EDM's: one of checkpoint, karras, \
                     exponential";

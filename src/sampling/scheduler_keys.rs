@@ -206,10 +206,8 @@ const VISITORS: &[SamplerKind] = &[
     Tcd,
 ];
 /// The classes that can space σ otherwise than timesteps do.
-const SPACERS: &[SamplerKind] =
-    &[Euler, Heun, Dpmpp2m, Dpm2, Dpm2Ancestral, Lms, UniPc, Deis, DpmppSde, DpmSingle];
-const SPACE_BY_UNTAKEN: &[SamplerKind] =
-    &[Heun, Dpmpp2m, Dpm2, Dpm2Ancestral, Lms, Deis, DpmppSde, DpmSingle];
+const SPACERS: &[SamplerKind] = &[Euler, Heun, Dpmpp2m, Dpm2, Dpm2Ancestral, Lms, UniPc, Deis, DpmppSde, DpmSingle];
+const SPACE_BY_UNTAKEN: &[SamplerKind] = &[Heun, Dpmpp2m, Dpm2, Dpm2Ancestral, Lms, Deis, DpmppSde, DpmSingle];
 const THRESHOLDERS: &[SamplerKind] = &[Ddim, Dpmpp2m, UniPc, Deis, Ddpm, DpmSingle, Lcm, Tcd, EdmDpmpp2m];
 /// The classes of the DPM-Solver kind.
 const SOLVERS: &[SamplerKind] = &[Dpmpp2m, UniPc, Deis, DpmSingle, EdmDpmpp2m];
@@ -244,13 +242,8 @@ pub(super) static KEYS: &[Key] = &[
     // `sample` is drawn by every sampler of these, though some of diffusers' classes have no rule for it.
     Key::new("prediction_type", ALL, Text("epsilon"), Honoured),
     // The others would draw such a network from levels that it does not know.
-    Key::new(
-        "rescale_betas_zero_snr",
-        &[Ddim, Euler, EulerAncestral, Dpmpp2m, UniPc, Ddpm, Lcm, Tcd],
-        NO,
-        Honoured,
-    )
-    .beyond(&[Pndm, Heun, Dpm2, Dpm2Ancestral, Lms, Deis, DpmppSde, DpmSingle]),
+    Key::new("rescale_betas_zero_snr", &[Ddim, Euler, EulerAncestral, Dpmpp2m, UniPc, Ddpm, Lcm, Tcd], NO, Honoured)
+        .beyond(&[Pndm, Heun, Dpm2, Dpm2Ancestral, Lms, Deis, DpmppSde, DpmSingle]),
     // A variance that the network learned needs twice the channels that networks of latents have. With `fixed_large_log`
     // diffusers takes the root of a negative number.
     Key::new(

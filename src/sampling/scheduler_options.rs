@@ -10,7 +10,7 @@ use super::{
     scheduler_config::SPACING_KEYS,
     scheduler_keys::{KEYS, Key, Setting, Treatment},
 };
-use crate::{Error, Result};
+use crate::Result;
 
 /// TCD's γ where a request does not say (Zheng et al. 2024, section 4).
 const DEFAULT_GAMMA: f64 = 0.3;
@@ -188,7 +188,8 @@ impl SchedulerOptions {
         if single && algorithm == Algorithm::DpmSolver && matches!(self.bound, Bound::Dynamic { .. }) {
             return Err(format!("thresholding is true with algorithm_type {name:?}; only false is supported"));
         }
-        let has_third_order = !(algorithm == Algorithm::SdeDpmSolver || self.edm.is_some() && algorithm.is_stochastic());
+        let has_third_order =
+            !(algorithm == Algorithm::SdeDpmSolver || self.edm.is_some() && algorithm.is_stochastic());
         if order == 3 && !has_third_order {
             return Err(format!("solver_order is 3 with algorithm_type {name:?}; 1 and 2 are supported"));
         }
@@ -199,15 +200,10 @@ impl SchedulerOptions {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidParameter`] for samplers that have no such choice.
+    /// [`Error::InvalidParameter`](crate::Error::InvalidParameter) for samplers that have no such choice.
     pub fn with_eta(mut self, eta: Option<f64>) -> Result<Self> {
         let Some(eta) = eta else { return Ok(self) };
-        if !self.sampler.takes_eta() {
-            let takers = SamplerKind::ALL.into_iter().filter(|kind| kind.takes_eta()).map(SamplerKind::name);
-            let takers = takers.collect::<Vec<_>>().join(" and ");
-            let message = format!("is {eta}, which means nothing to the sampler {}; {takers} take it", self.sampler);
-            return Err(Error::invalid("eta", message));
-        }
+        self.sampler.check_eta(eta)?;
         self.eta = eta;
         Ok(self)
     }
@@ -319,8 +315,7 @@ impl Reader<'_> {
 
     fn whole(self, name: &str) -> Result<usize, String> {
         let number = self.number(name)?;
-        whole(number)
-            .ok_or_else(|| format!("{name} is {number}; a whole number from 0 to {MAX_TIMESTEPS} is needed"))
+        whole(number).ok_or_else(|| format!("{name} is {number}; a whole number from 0 to {MAX_TIMESTEPS} is needed"))
     }
 
     fn sigma(self, name: &str) -> Result<Option<f64>, String> {

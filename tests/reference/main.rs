@@ -5,6 +5,7 @@ mod changes;
 mod networks;
 mod pictures;
 mod published;
+mod rules;
 mod sampling;
 mod support;
 mod tokenizing;

@@ -19,6 +19,7 @@ import noise
 import options
 import pictures
 import pocket
+import rules
 import scheduler_keys
 import schedules
 import tokenizing
@@ -60,6 +61,7 @@ def main():
     parts["layouts"] = lambda: layouts.write(DATA / "layouts")
     parts["noise"] = lambda: noise.write_noise(DATA / "noise.safetensors")
     parts["changes"] = write_all_changes
+    parts["rules"] = lambda: rules.write_rules(expected.load("sd15", DATA / "sd15" / "model"), DATA / "sd15")
     parts["pocket"] = lambda: pocket.write_pocket(DATA / "pocket")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("part", nargs="*", help=f"what to write, everything by default: {', '.join(parts)}")

@@ -129,12 +129,16 @@ def solver_cases():
             if (order, algorithm) != (3, "sde-dpmsolver"):
                 yield "dpmpp_2m", file, STEPS, None
             if algorithm != "sde-dpmsolver":
-                yield "dpm_single", file, STEPS, None
-                yield "dpm_single", {**file, "lower_order_final": True}, STEPS, None
+                # diffusers' sign of a half makes some drawings of many steps so large that f32 does not tell them.
+                wild = (order, kind, algorithm) == (3, "heun", "sde-dpmsolver++")
+                steps = STEPS[:4] if wild else STEPS
+                yield "dpm_single", file, steps, None
+                yield "dpm_single", {**file, "lower_order_final": True}, steps, None
         for algorithm in ("dpmsolver++", "sde-dpmsolver++"):
             ends = {"algorithm_type": algorithm, "use_karras_sigmas": True}
             yield "dpmpp_2m", {**own, **ends, **V}, STEPS, None
-            yield "dpm_single", {**own, **ends, "prediction_type": "sample"}, STEPS, None
+            few = STEPS[:4] if order == 3 and "sde" in algorithm else STEPS
+            yield "dpm_single", {**own, **ends, "prediction_type": "sample"}, few, None
             if (order, algorithm) != (3, "sde-dpmsolver++"):  # which has no formula in diffusers
                 yield "edm_dpmpp_2m", {"solver_order": order, "solver_type": kind, "algorithm_type": algorithm}, STEPS, None
     for order in (1, 2, 3):

@@ -5,9 +5,6 @@ import types
 
 import torch
 
-# DPMSolverSDEScheduler draws its noise by torchsde, which the comparison replaces: see `options.py`.
-sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))
-
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -27,7 +24,10 @@ from diffusers import (
     TCDScheduler,
     UniPCMultistepScheduler,
 )
-from diffusers.schedulers.scheduling_dpmsolver_sde import DPMSolverSDEScheduler
+
+# DPMSolverSDEScheduler draws its noise by torchsde, which the comparison replaces: see `options.py`.
+sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))
+from diffusers.schedulers.scheduling_dpmsolver_sde import DPMSolverSDEScheduler  # noqa: E402
 
 CLASSES = {
     "ddim": DDIMScheduler,

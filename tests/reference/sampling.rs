@@ -160,7 +160,13 @@ fn draw(options: &SchedulerOptions, schedule: &Schedule) -> (Vec<f32>, Vec<Level
 
 impl Levels {
     /// How a drawing's levels differ from these.
-    fn differences(&self, kind: SamplerKind, spacing: SpacingKind, schedule: &Schedule, calls: &[Level]) -> Vec<String> {
+    fn differences(
+        &self,
+        kind: SamplerKind,
+        spacing: SpacingKind,
+        schedule: &Schedule,
+        calls: &[Level],
+    ) -> Vec<String> {
         let mut found = Vec::new();
         let karras = spacing != SpacingKind::Checkpoint;
         if calls.len() != self.timesteps.len() {

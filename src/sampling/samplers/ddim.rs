@@ -2,11 +2,9 @@
 
 use candle_core::Tensor;
 
-use super::{
-    super::{
-        Bound, BatchNoise,
-        level::{noise_share, signal_share},
-    },
+use super::super::{
+    BatchNoise, Bound,
+    level::{noise_share, signal_share},
 };
 use crate::Result;
 

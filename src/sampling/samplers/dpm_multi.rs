@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::{
-    super::{Bound, BatchNoise, Solver},
+    super::{BatchNoise, Bound, Solver},
     deis::slope,
     dpm_solver::{Orders, Weights, multistep, weighed},
 };

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::{
-    super::{Bound, FinalSigmas, BatchNoise, SchedulerOptions, Solver, SolverType},
+    super::{BatchNoise, Bound, FinalSigmas, SchedulerOptions, Solver, SolverType},
     deis::slope,
     dpm_solver::{Weights, weighed},
 };

@@ -2,12 +2,10 @@
 
 use candle_core::Tensor;
 
-use super::{
-    super::{
-        BatchNoise, Variance,
-        level::{noise_share, signal_share},
-        schedule::Step,
-    },
+use super::super::{
+    BatchNoise, Variance,
+    level::{noise_share, signal_share},
+    schedule::Step,
 };
 use crate::Result;
 

@@ -2,12 +2,10 @@
 
 use candle_core::Tensor;
 
-use super::{
-    super::{
-        BatchNoise,
-        level::{noise_share, signal_share},
-        schedule::Level,
-    },
+use super::super::{
+    BatchNoise,
+    level::{noise_share, signal_share},
+    schedule::Level,
 };
 use crate::Result;
 

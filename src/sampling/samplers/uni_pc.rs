@@ -47,11 +47,8 @@ impl UniPc {
     /// Zhao et al. 2023, algorithms 5 and 6 for x₀, 7 and 8 for ε: the latents are corrected by what the network has just
     /// taken them to be, then the next are predicted.
     pub(super) fn step(&mut self, x: &Tensor, denoised: &Tensor, from: f64, to: f64) -> Result<Tensor> {
-        let output = if self.options.predicts_x0 {
-            self.bound.of(denoised.clone())?
-        } else {
-            slope(x, denoised, from)?
-        };
+        let output =
+            if self.options.predicts_x0 { self.bound.of(denoised.clone())? } else { slope(x, denoised, from)? };
         let number = self.whole - self.steps_left;
         let x = match self.last.take() {
             Some((start, order)) if !self.options.uncorrected.contains(&(number - 1)) => {
