@@ -17,6 +17,7 @@ mod schedule;
 mod scheduler_config;
 mod scheduler_keys;
 mod scheduler_options;
+mod scheduler_reader;
 mod solver;
 mod timesteps;
 mod training;

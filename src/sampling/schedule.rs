@@ -275,7 +275,9 @@ impl Schedule {
             let ancestral = matches!(options.sampler, SamplerKind::Dpm2Ancestral | SamplerKind::Dpmpp2sAncestral);
             let end = if ancestral { next_sigma * next_sigma / from_sigma } else { next_sigma };
             let sigma = (from_sigma * end).sqrt();
-            let level = Level { timestep: timestep_of(training, sigma), sigma };
+            let continuous = options.continuous_timesteps;
+            let timestep = if continuous { 0.25 * sigma.ln() } else { timestep_of(training, sigma) };
+            let level = Level { timestep, sigma };
             step.second = Some(SecondLook { level, from_sigma, next_sigma });
         }
     }

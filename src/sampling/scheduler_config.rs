@@ -1,6 +1,6 @@
 //! What a checkpoint's `scheduler_config.json` says, and which class draws by it.
 //!
-//! Owns [`SchedulerConfig`], the file as it is. The checkpoint's own class is checked when it loads, another class that a
+//! Owns [`SchedulerConfig`], the file as it is; half of this file are its tests. The checkpoint's own class is checked when it loads, another class that a
 //! request chooses by its sampler when the request comes. Next: `scheduler_options` reads the file as that class does.
 
 use std::collections::BTreeMap;
@@ -10,7 +10,8 @@ use serde::Deserialize;
 use super::{
     Algorithm, SamplerKind, SpacingKind,
     scheduler_keys::{Key, Setting},
-    scheduler_options::{Reader, SchedulerOptions},
+    scheduler_options::SchedulerOptions,
+    scheduler_reader::Reader,
 };
 use crate::{Error, Result};
 

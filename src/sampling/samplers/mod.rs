@@ -1,7 +1,7 @@
 //! The update rules: from latents at one noise level to latents at the next.
 //!
 //! Each rule sees the network only as `(x, level) → x₀`, and latents at total variance 1. A sampler is built fresh for
-//! each batch of images and keeps their history.
+//! each batch of images and keeps their history. The file is a little long: it names every rule, and half are tests.
 
 mod ddim;
 mod deis;
