@@ -1,7 +1,8 @@
 //! The keys of `scheduler_config.json`: which of diffusers' classes read each, its defaults, and what becomes of it here.
 //!
 //! Owns the table, [`KEYS`], and the values that a file may have. `tests/reference/data/scheduler_keys.json` has the keys
-//! and defaults of diffusers itself, which a test below compares. The file is long for the table is. Next: `scheduler_options` reads a file by it.
+//! and defaults of diffusers itself, which a test below compares. The file is long because the table is. Next:
+//! `scheduler_reader` reads a file by it.
 
 use std::fmt;
 
