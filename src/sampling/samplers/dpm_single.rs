@@ -99,9 +99,9 @@ fn shares(weights: &Weights, kind: SolverType, sigmas: &[f64], to: f64) -> Vec<f
 /// one of first order.
 fn orders(solver: &Solver, steps: usize, ends_at_zero: bool) -> Vec<usize> {
     let most = solver.order;
-    let falls = solver.lower_order_final || steps % most != 0 || ends_at_zero;
+    let falls = solver.lower_order_final || !steps.is_multiple_of(most) || ends_at_zero;
     let mut orders: Vec<usize> = (0..steps).map(|number| number % most + 1).collect();
-    if falls && steps % most == 0 {
+    if falls && steps.is_multiple_of(most) {
         // The last group becomes one of lower order, and a step of first order.
         let last = steps - 1;
         orders[last] = 1;

@@ -172,12 +172,11 @@ impl Equations {
 fn eliminated(mut rows: Vec<Vec<f64>>) -> Vec<f64> {
     let count = rows.len();
     for pivot in 0..count {
-        for row in pivot + 1..count {
-            let share = rows[row][pivot] / rows[pivot][pivot];
-            for column in pivot..=count {
-                let above = rows[pivot][column];
-                rows[row][column] -= share * above;
-            }
+        let (above, below) = rows.split_at_mut(pivot + 1);
+        let above = &above[pivot];
+        for row in below {
+            let share = row[pivot] / above[pivot];
+            row.iter_mut().zip(above).for_each(|(value, above)| *value -= share * above);
         }
     }
     let mut solution = vec![0.0; count];
