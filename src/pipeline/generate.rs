@@ -169,6 +169,8 @@ pub struct ModelInfo {
     pub default_guidance_scale: f64,
     /// The checkpoint's own sampler.
     pub default_sampler: SamplerKind,
+    /// The samplers that draw with the checkpoint's network.
+    pub samplers: Vec<SamplerKind>,
     /// The checkpoint's own spacing.
     pub default_scheduler: SpacingKind,
     /// What a request may cost.

@@ -30,6 +30,7 @@ pub(super) struct Agreement {
     steps: usize,
     sampler: SamplerKind,
     spacing: SpacingKind,
+    eta: Option<f64>,
     is_guided: bool,
     /// The strength of those that start from a picture.
     strength: Option<f64>,
@@ -54,6 +55,7 @@ impl InferencePipeline {
             n: _,
             sampler,
             scheduler,
+            eta,
             image,
             mask,
             mask_blur: _,
@@ -74,6 +76,7 @@ impl InferencePipeline {
             steps: *steps,
             sampler: sampler.unwrap_or(self.info.default_sampler),
             spacing: scheduler.unwrap_or(self.info.default_scheduler),
+            eta: *eta,
             is_guided: text::is_guided(config),
             strength: image.as_ref().map(|_| *strength),
             has_mask: mask.is_some(),

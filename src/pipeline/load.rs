@@ -113,6 +113,7 @@ impl InferencePipeline {
                 .scheduler
                 .own_sampler()
                 .map_err(|message| Error::UnsupportedCheckpoint { path: checkpoint.path("scheduler"), message })?,
+            samplers: spec.scheduler.samplers(),
             default_scheduler: spec.scheduler.own_spacing(),
             limits: options.limits,
             prompts: text::support(&spec, &networks.text),

@@ -69,6 +69,7 @@ pub fn fake() -> (Arc<Fake>, Hands) {
         default_steps: 2,
         default_guidance_scale: 1.0,
         default_sampler: SamplerKind::Euler,
+        samplers: SamplerKind::ALL.to_vec(),
         default_scheduler: SpacingKind::Checkpoint,
         limits: Limits { max_pixels: 1 << 20, max_batch: 4 },
         prompts: PromptSupport { chunk_tokens: 75, max_chunks: 10, second: false },
