@@ -44,10 +44,15 @@ pub enum Error {
     #[error("the drawing was stopped before it was finished")]
     Interrupted,
     /// A network gave values that are not numbers, in f32 too.
-    #[error("{stage} gave values that are not finite: the weights or the parameters drive this model out of range")]
+    #[error(
+        "{stage} gave values that are not finite{}: the weights or the parameters drive this model out of range",
+        step.map_or_else(String::new, |(step, steps)| format!(" at step {step} of {steps}"))
+    )]
     NotFinite {
         /// The stage of the pipeline.
         stage: &'static str,
+        /// For the denoiser: the step, from 1, and how many there are.
+        step: Option<(usize, usize)>,
     },
     /// A file of the checkpoint that is not there.
     #[error("{}: no such file; {wanted}", path.display())]

@@ -85,6 +85,14 @@ impl<'a, 'm> Company<'a, 'm> {
         (standing.steps, standing.warnings) = (steps, warnings);
     }
 
+    /// Something about a job that whoever asked for it should know; once is enough.
+    pub(super) fn warn(&mut self, job: usize, warning: String) {
+        let warnings = &mut self.standings[job].warnings;
+        if !warnings.contains(&warning) {
+            warnings.push(warning);
+        }
+    }
+
     /// From now on `images` are drawn in the same network passes.
     pub(super) fn drawn_together(&mut self, images: &[Image<'_>]) {
         for (row, image) in images.iter().enumerate() {

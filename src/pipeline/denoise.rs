@@ -3,13 +3,19 @@
 //! Owns the loop, and the batch of images that goes through it. Before each network call it asks the images' jobs "go
 //! on?"; an image whose job has ended leaves the batch. The latents go to the decoder.
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 
-use super::{InferencePipeline, company::Company, origin::Start, pipeline::Drawing};
+use super::{
+    InferencePipeline,
+    company::Company,
+    origin::Start,
+    pipeline::Drawing,
+    recovery::{Denoiser, Overflowed, end_not_finite, rows_by_finiteness},
+};
 use crate::{
-    Result,
+    Error, Result,
     models::Prepared,
-    sampling::{Asked, BatchNoise, Guidance, Level, NoiseGenerator, Sampler, select},
+    sampling::{Asked, BatchNoise, Guidance, Level, NoiseGenerator, Sampler, Step, select},
 };
 
 /// One image of a job.
@@ -22,16 +28,26 @@ pub(super) struct Image<'a> {
     pub(super) seed: u64,
 }
 
-/// Images that are drawn together.
-struct Batch<'a> {
-    images: Vec<Image<'a>>,
-    start: Start,
+/// Images that are drawn together, and how far they are.
+pub(super) struct Batch<'a> {
+    pub(super) images: Vec<Image<'a>>,
+    pub(super) start: Start,
+    pub(super) told: Told,
+    pub(super) state: State,
+    pub(super) steps_done: usize,
+}
+
+/// What a step goes on from. Clones share the numbers.
+#[derive(Debug, Clone)]
+pub(super) struct State {
+    /// `(b, c, h, w)` f32.
+    latents: Tensor,
+    sampler: Sampler,
     noise: BatchNoise,
-    told: Told,
 }
 
 /// What the network is told of a batch of images, and how far they are pushed along that.
-struct Told {
+pub(super) struct Told {
     prepared: Prepared,
     /// `None` where no image is guided.
     guidance: Option<Guidance>,
@@ -52,66 +68,113 @@ fn in_units_of(latents: Tensor, unit: f64) -> Result<Tensor> {
 impl InferencePipeline {
     /// The latents, `(1, c, h, w)` f32, of those of `images` whose job goes on to the end. All are of drawings that agree.
     ///
+    /// An image whose latents overflow a narrow number type goes on in f32, alone, from its last good step. A job with an
+    /// image whose latents are not finite in f32 either has ended.
+    ///
     /// # Errors
     ///
-    /// [`Error::Interrupted`](crate::Error::Interrupted) once every job has ended; else what failed.
+    /// [`Error::Interrupted`] once every job has ended; else what failed.
     pub(super) fn denoise<'a>(
         &self,
         images: Vec<Image<'a>>,
         company: &mut Company<'_, '_>,
     ) -> Result<Vec<(Image<'a>, Tensor)>> {
-        let Drawing { schedule, options, .. } = images[0].drawing;
-        let mut batch = self.batch(images)?;
+        let denoiser = Denoiser::Loaded(&self.networks.unet);
+        let batch = self.batch(images, denoiser)?;
+        let mut overflowed = Vec::new();
+        let can_widen = self.networks.dtype != DType::F32;
+        let drawn = self.run(batch, denoiser, company, can_widen.then_some(&mut overflowed));
+        if overflowed.is_empty() {
+            return drawn;
+        }
+        let mut drawn = match drawn {
+            // Those that overflowed may be of other jobs.
+            Err(Error::Interrupted) => Vec::new(),
+            drawn => drawn?,
+        };
+        drawn.extend(self.run_in_f32(overflowed, company)?);
+        drawn.sort_by_key(|(image, _)| (image.job, image.seed));
+        Ok(drawn)
+    }
+
+    /// Takes a batch from where it is to the last step. Images whose latents are not finite any more leave it: for
+    /// `overflowed`, each as it was before the step, or else with the end of their job.
+    pub(super) fn run<'a>(
+        &self,
+        mut batch: Batch<'a>,
+        denoiser: Denoiser<'_>,
+        company: &mut Company<'_, '_>,
+        mut overflowed: Option<&mut Vec<Overflowed<'a>>>,
+    ) -> Result<Vec<(Image<'a>, Tensor)>> {
+        let schedule = &batch.images[0].drawing.schedule;
         company.drawn_together(&batch.images);
-        let mut latents = batch.start.latents.clone();
-        let mut sampler = Sampler::new(options, schedule);
-        for (number, step) in schedule.steps.iter().enumerate() {
+        while let Some(step) = schedule.steps.get(batch.steps_done) {
             company.go_on(&batch.images)?;
             let kept = company.still_there(&batch.images);
             if kept.len() < batch.images.len() {
-                self.select(&mut batch, &kept)?;
-                latents = select(&latents, &kept)?;
-                sampler.select(&kept)?;
+                self.select(&mut batch, &kept, denoiser)?;
                 company.drawn_together(&batch.images);
             }
-            let Batch { images, start, noise, told } = &mut batch;
-            let asked = Asked {
-                denoise: &mut |x, level| {
-                    company.go_on(images)?;
-                    let output = self.outputs(&start.seen(x)?, level, told)?;
-                    options.prediction_type.denoised(x, &output, level.sigma)
-                },
-                between: &mut |x, level| start.keep(x, Some(level.sigma)),
-                noise,
-            };
-            let stepped = sampler.step(&latents, step, asked)?;
-            latents = match schedule.steps.get(number + 1) {
-                Some(next) => start.keep(stepped.latents, Some(next.level.sigma))?,
-                None => stepped.latents,
-            };
+            let before = overflowed.is_some().then(|| batch.state.clone());
+            let mut denoised = self.step(&mut batch, step, denoiser, company)?;
+            let sums = batch.state.latents.flatten_from(1)?.sum(1)?;
             // A device is told its work ahead of time. Progress, and a job's end, are about what it has done.
             self.networks.device.synchronize()?;
-            company.step_done(images);
-            let done = number + 1;
-            if done < schedule.steps.len() {
-                self.show_previews(images, done, &in_units_of(stepped.denoised, schedule.unit)?, company)?;
+            let (finite, others) = rows_by_finiteness(&sums.to_vec1()?);
+            if !others.is_empty() {
+                for row in others {
+                    match (&mut overflowed, &before) {
+                        (Some(overflowed), Some(before)) => overflowed.push(Overflowed::new(&batch, before, row)?),
+                        _ => end_not_finite(batch.images[row], batch.steps_done, company),
+                    }
+                }
+                if finite.is_empty() {
+                    return Ok(Vec::new());
+                }
+                self.select(&mut batch, &finite, denoiser)?;
+                denoised = select(&denoised, &finite)?;
+                company.drawn_together(&batch.images);
+            }
+            batch.steps_done += 1;
+            company.step_done(&batch.images);
+            if batch.steps_done < schedule.steps.len() {
+                let denoised = in_units_of(denoised, schedule.unit)?;
+                self.show_previews(&batch.images, batch.steps_done, &denoised, company)?;
             }
         }
         // Nearly always 1; multiplying copies.
-        let scale = schedule.final_scale;
+        let (scale, latents) = (schedule.final_scale, batch.state.latents);
         let latents = batch.start.keep(if scale == 1.0 { latents } else { (latents * scale)? }, None)?;
         let latents = in_units_of(latents, schedule.unit)?;
         let of_image = |(row, image)| Ok((image, latents.narrow(0, row, 1)?));
         batch.images.into_iter().enumerate().map(of_image).collect()
     }
 
-    /// What the network says of a batch, guided where that was asked for: `(b, c, h, w)` f32.
-    fn outputs(&self, seen: &Tensor, level: Level, told: &Told) -> Result<Tensor> {
-        let outputs = self.networks.unet.forward(seen, level.timestep, &told.prepared)?;
-        match &told.guidance {
-            Some(guidance) => guidance.guide(&outputs),
-            None => Ok(outputs),
-        }
+    /// Takes one step; returns what the network last took the pictures to be: `(b, c, h, w)` f32.
+    fn step(
+        &self,
+        batch: &mut Batch<'_>,
+        step: &Step,
+        denoiser: Denoiser<'_>,
+        company: &mut Company<'_, '_>,
+    ) -> Result<Tensor> {
+        let Batch { images, start, told, state, steps_done } = batch;
+        let Drawing { schedule, options, .. } = images[0].drawing;
+        let asked = Asked {
+            denoise: &mut |x, level| {
+                company.go_on(images)?;
+                let output = outputs(denoiser, &start.seen(x)?, level, told)?;
+                options.prediction_type.denoised(x, &output, level.sigma)
+            },
+            between: &mut |x, level| start.keep(x, Some(level.sigma)),
+            noise: &mut state.noise,
+        };
+        let stepped = state.sampler.step(&state.latents, step, asked)?;
+        state.latents = match schedule.steps.get(*steps_done + 1) {
+            Some(next) => start.keep(stepped.latents, Some(next.level.sigma))?,
+            None => stepped.latents,
+        };
+        Ok(stepped.denoised)
     }
 
     /// Shows each job that asked for it what its first image of the batch looks like, `done` steps on.
@@ -132,28 +195,27 @@ impl InferencePipeline {
         Ok(())
     }
 
-    fn batch<'a>(&self, images: Vec<Image<'a>>) -> Result<Batch<'a>> {
+    fn batch<'a>(&self, images: Vec<Image<'a>>, denoiser: Denoiser<'_>) -> Result<Batch<'a>> {
         let mut generators: Vec<_> = images.iter().map(|image| NoiseGenerator::new(image.seed)).collect();
         let of_image = |(image, noise): (&Image<'_>, _)| self.start(image.drawing, noise);
         let start = Start::stack(images.iter().zip(&mut generators).map(of_image).collect::<Result<_>>()?)?;
-        let told = self.told(&images)?;
-        Ok(Batch { images, start, noise: BatchNoise::new(generators), told })
+        let Drawing { schedule, options, .. } = images[0].drawing;
+        let state = State {
+            latents: start.latents.clone(),
+            sampler: Sampler::new(options, schedule),
+            noise: BatchNoise::new(generators),
+        };
+        let told = told(&images, denoiser, &self.networks.device)?;
+        Ok(Batch { images, start, told, state, steps_done: 0 })
     }
 
     /// Keeps the images at `kept` of a batch.
-    fn select(&self, batch: &mut Batch<'_>, kept: &[usize]) -> Result<()> {
+    fn select(&self, batch: &mut Batch<'_>, kept: &[usize], denoiser: Denoiser<'_>) -> Result<()> {
         batch.images = kept.iter().map(|row| batch.images[*row]).collect();
         batch.start.select(kept)?;
-        batch.noise.select(kept);
-        batch.told = self.told(&batch.images)?;
+        batch.state.select(kept)?;
+        batch.told = told(&batch.images, denoiser, &self.networks.device)?;
         Ok(())
-    }
-
-    fn told(&self, images: &[Image<'_>]) -> Result<Told> {
-        let prepared: Vec<_> = images.iter().map(|image| &image.drawing.prepared).collect();
-        let scales: Option<Vec<f64>> = images.iter().map(|image| image.drawing.guidance_scale).collect();
-        let guidance = scales.map(|scales| Guidance::new(&scales, &self.networks.device)).transpose()?;
-        Ok(Told { prepared: Prepared::join(&prepared)?, guidance })
     }
 
     /// What one image is denoised from.
@@ -167,5 +229,31 @@ impl InferencePipeline {
         let values = noise.normals(shape.1 * shape.2 * shape.3);
         let latents = Tensor::from_vec(values, shape, &self.networks.device)?;
         Ok(Start::of_noise((latents * drawing.schedule.initial_scale)?))
+    }
+}
+
+impl State {
+    pub(super) fn select(&mut self, kept: &[usize]) -> Result<()> {
+        self.latents = select(&self.latents, kept)?;
+        self.sampler.select(kept)?;
+        self.noise.select(kept);
+        Ok(())
+    }
+}
+
+/// What the denoiser is told of images.
+pub(super) fn told(images: &[Image<'_>], denoiser: Denoiser<'_>, device: &Device) -> Result<Told> {
+    let prepared = images.iter().map(|image| denoiser.prepared(image.drawing)).collect::<Result<Vec<_>>>()?;
+    let scales: Option<Vec<f64>> = images.iter().map(|image| image.drawing.guidance_scale).collect();
+    let guidance = scales.map(|scales| Guidance::new(&scales, device)).transpose()?;
+    Ok(Told { prepared: Prepared::join(&prepared.iter().collect::<Vec<_>>())?, guidance })
+}
+
+/// What the network says of a batch, guided where that was asked for: `(b, c, h, w)` f32.
+fn outputs(denoiser: Denoiser<'_>, seen: &Tensor, level: Level, told: &Told) -> Result<Tensor> {
+    let outputs = denoiser.unet().forward(seen, level.timestep, &told.prepared)?;
+    match &told.guidance {
+        Some(guidance) => guidance.guide(&outputs),
+        None => Ok(outputs),
     }
 }

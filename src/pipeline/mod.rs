@@ -14,6 +14,7 @@ mod origin;
 mod pipeline;
 mod pixels;
 mod previews;
+mod recovery;
 mod room;
 mod self_check;
 mod stages;

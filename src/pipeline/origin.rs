@@ -56,7 +56,7 @@ struct Shown {
 }
 
 /// The start of a batch of images, each with its own noise.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Start {
     /// The latents of the first step: `(b, c, h, w)` f32.
     pub(super) latents: Tensor,
@@ -66,7 +66,7 @@ pub(super) struct Start {
 }
 
 /// What is put back after each look at the network.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Kept {
     /// `(b, 1, h, w)` f32.
     mask: Tensor,

@@ -159,7 +159,7 @@ impl InferencePipeline {
         let factor = self.spec.vae.factor();
         let (options, schedule) = self.schedule(config)?;
         let conditioning = text::condition(&self.networks.text, &self.spec, config, (height, width), warnings)?;
-        let prepared = self.networks.unet.prepare(&conditioning)?;
+        let prepared = prepare(&self.networks.unet, &conditioning)?;
         let origin = if config.image.is_some() || self.spec.shows_mask() {
             go_on()?;
             Some(self.origin(config, (height, width))?)
@@ -171,6 +171,7 @@ impl InferencePipeline {
             agreement: self.agreement(config)?,
             options,
             schedule,
+            conditioning,
             prepared,
             guidance_scale: text::is_guided(config).then_some(config.guidance_scale),
             origin,
@@ -192,6 +193,11 @@ impl InferencePipeline {
     }
 }
 
+/// What a denoiser makes of what it is told of a request.
+pub(super) fn prepare(unet: &Unet, conditioning: &Conditioning) -> Result<Prepared> {
+    unet.prepare(conditioning)
+}
+
 /// What the images of a request share.
 pub(super) struct Drawing<'a> {
     pub(super) config: &'a SamplingConfig,
@@ -199,6 +205,8 @@ pub(super) struct Drawing<'a> {
     pub(super) agreement: Agreement,
     pub(super) options: SchedulerOptions,
     pub(super) schedule: Schedule,
+    pub(super) conditioning: Conditioning,
+    /// What the denoiser makes of the conditioning.
     pub(super) prepared: Prepared,
     /// `None` where there is one network pass a step.
     pub(super) guidance_scale: Option<f64>,

@@ -16,7 +16,7 @@ impl InferencePipeline {
     /// The picture of latents, decoded again in f32 where a narrower type was not enough.
     pub(super) fn decode(&self, latents: &Tensor) -> Result<RgbImage> {
         if !is_finite(latents)? {
-            return Err(Error::NotFinite { stage: "the denoiser" });
+            return Err(Error::NotFinite { stage: "the denoiser", step: None });
         }
         let mut pixels = self.decode_pixels(&self.networks.vae, latents)?;
         if !is_finite(&pixels)? && self.networks.vae_dtype != DType::F32 {
@@ -24,7 +24,7 @@ impl InferencePipeline {
             pixels = self.decode_pixels(&self.wide_vae()?, latents)?;
         }
         if !is_finite(&pixels)? {
-            return Err(Error::NotFinite { stage: "the autoencoder" });
+            return Err(Error::NotFinite { stage: "the autoencoder", step: None });
         }
         to_image(&pixels)
     }
@@ -77,29 +77,31 @@ impl InferencePipeline {
                 return Ok(encoded);
             }
         }
-        Err(Error::NotFinite { stage: "the autoencoder's encoder" })
+        Err(Error::NotFinite { stage: "the autoencoder's encoder", step: None })
     }
 
     fn with_vae_weights<T>(&self, dtype: DType, build: impl FnOnce(&Weights) -> Result<T>) -> Result<T> {
-        self.with_vae_weights_on(&self.networks.device, dtype, build)
+        self.with_weights_on("vae", &self.networks.device, dtype, build)
     }
 
-    /// Hands the autoencoder's weights to `build`, read again from the checkpoint.
-    pub(super) fn with_vae_weights_on<T>(
+    /// Hands a network's weights to `build`, read again from the checkpoint.
+    pub(super) fn with_weights_on<T>(
         &self,
+        component: &str,
         device: &Device,
         dtype: DType,
         build: impl FnOnce(&Weights) -> Result<T>,
     ) -> Result<T> {
         let mut quiet = |_| {};
         let progress = LoadProgress::new(&mut quiet);
-        build(&Weights::open(self.checkpoint.weights("vae")?, device, dtype, &progress)?)
+        build(&Weights::open(self.checkpoint.weights(component)?, device, dtype, &progress)?)
     }
 }
 
-fn is_finite(x: &Tensor) -> Result<bool> {
+/// Whether all of `x` are finite, in any float type.
+pub(super) fn is_finite(x: &Tensor) -> Result<bool> {
     // One value that is not finite makes the sum so; finite ones of a picture's size do not add up to infinity.
-    Ok(x.sum_all()?.to_scalar::<f32>()?.is_finite())
+    Ok(x.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?.is_finite())
 }
 
 /// `(1, 3, h, w)` of -1 to 1 as an RGB image.

@@ -128,7 +128,11 @@ impl InferencePipeline {
     /// Checks that a drawing fits in what is free now.
     pub(super) fn check_free(&self, config: &SamplingConfig) -> Result<()> {
         let size = self.size_for(config)?;
-        let needed = self.least_bytes(config, size);
+        self.check_bytes(self.least_bytes(config, size), size)
+    }
+
+    /// Checks that so many bytes for a picture of a size, height and width in pixels, fit in what is free now.
+    pub(super) fn check_bytes(&self, needed: usize, size: (usize, usize)) -> Result<()> {
         match self.room.free(&self.networks.device) {
             Some(free) if needed > free => {
                 Err(out_of_memory(size, format!("it needs {}, and {} are free", Bytes(needed), Bytes(free))))
@@ -264,7 +268,7 @@ mod tests {
         let count = Cell::new(0);
         let run = |_| {
             count.set(count.get() + 1);
-            Err::<(), _>(Error::NotFinite { stage: "a test" })
+            Err::<(), _>(Error::NotFinite { stage: "a test", step: None })
         };
         let error = with_less(&[Tiling::Off, Tiling::ON], (8, 8), || panic!("nothing is freed"), run).unwrap_err();
         assert!(matches!(error, Error::NotFinite { .. }));

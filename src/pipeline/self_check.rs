@@ -42,7 +42,7 @@ impl InferencePipeline {
         let channels = self.spec.vae.latent_channels;
         let noise = NoiseGenerator::new(0).normals(channels * SIDE * SIDE);
         let latents = Tensor::from_vec(noise, (1, channels, SIDE, SIDE), device)?;
-        self.with_vae_weights_on(device, dtype, |weights| decoder_beginning(&self.spec.vae, weights, &latents))
+        self.with_weights_on("vae", device, dtype, |weights| decoder_beginning(&self.spec.vae, weights, &latents))
     }
 }
 

@@ -7,7 +7,7 @@ use crate::Result;
 
 /// The noise of a batch of images, each from its own generator, so that no image's noise depends on the batch that it is
 /// drawn in.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct BatchNoise {
     generators: Vec<NoiseGenerator>,
 }

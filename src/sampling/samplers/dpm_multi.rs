@@ -10,7 +10,7 @@ use super::{
 use crate::Result;
 
 /// One drawing's history.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Multistep {
     solver: Solver,
     bound: Bound,

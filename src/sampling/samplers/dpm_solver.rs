@@ -117,7 +117,7 @@ pub(super) fn weighed<'a>(
 }
 
 /// Of what order each step is.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Orders {
     most: usize,
     /// Whether the last steps are of lower order, for a schedule is short.

@@ -54,13 +54,13 @@ pub struct Asked<'a> {
     pub noise: &'a mut BatchNoise,
 }
 
-/// One update rule with its history.
-#[derive(Debug)]
+/// One update rule with its history. Clones share the history's numbers.
+#[derive(Debug, Clone)]
 pub struct Sampler {
     rule: Rule,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Rule {
     Ddim { bound: Bound, eta: f64 },
     Pndm(Pndm),

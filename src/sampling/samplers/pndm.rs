@@ -14,7 +14,7 @@ use super::{
 use crate::Result;
 
 /// One drawing's history.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Pndm {
     /// What the network last gave, the newest first.
     pub outputs: Vec<Tensor>,

@@ -9,7 +9,7 @@ use super::{
 use crate::Result;
 
 /// The σ below the next that each step goes to before noise takes it up again, the next step's last.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Tcd {
     lower: Vec<f64>,
 }

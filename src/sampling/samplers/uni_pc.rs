@@ -14,7 +14,7 @@ use super::{
 use crate::Result;
 
 /// One drawing's history.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct UniPc {
     options: UniPcOptions,
     /// Of what order the predictor is at most, and the corrector of one more.
