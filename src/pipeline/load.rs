@@ -127,6 +127,7 @@ impl InferencePipeline {
             checkpoint,
             room,
             encoder: Mutex::default(),
+            projection: Mutex::default(),
             batch: options.batch.resolve(&device),
         })
     }

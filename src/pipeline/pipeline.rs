@@ -8,6 +8,7 @@ use super::{
     Generate, Generated, GroupJob, ModelInfo, Monitor, Unwatched,
     group::Agreement,
     origin::{Given, Origin},
+    previews::Projection,
     room::Room,
     text::{self, EncodedText, TextEncoder},
 };
@@ -31,6 +32,8 @@ pub struct InferencePipeline {
     pub(super) room: Room,
     /// The autoencoder's encoder, once a request has brought a picture along.
     pub(super) encoder: Mutex<Option<Arc<VaeEncoder>>>,
+    /// What takes latents to the colours of previews, once it is fitted.
+    pub(super) projection: Mutex<Option<Arc<Projection>>>,
     /// The most images that a network pass draws.
     pub(super) batch: usize,
 }
@@ -47,7 +50,8 @@ pub(super) struct Networks {
 }
 
 impl InferencePipeline {
-    /// Draws a small picture and throws it away, so that the first request does not pay for what is set up once. Another
+    /// Draws a small picture and throws it away, so that the first request does not pay for what is set up once, and fits the
+    /// projection of previews. Another
     /// device than the CPU is compared with it first.
     ///
     /// # Errors
@@ -58,7 +62,8 @@ impl InferencePipeline {
         let side = Some(WARM_UP_PX.next_multiple_of(self.spec.vae.factor()));
         let config =
             SamplingConfig { prompt: "a".to_owned(), steps: 1, width: side, height: side, ..SamplingConfig::default() };
-        self.generate(&config, &mut Unwatched).map(|_| ())
+        self.generate(&config, &mut Unwatched)?;
+        self.projection().map(|_| ())
     }
 
     /// The networks' number type.
