@@ -151,7 +151,7 @@ impl InferencePipeline {
     }
 
     /// Takes one step; returns what the network last took the pictures to be: `(b, c, h, w)` f32.
-    fn step(
+    pub(super) fn step(
         &self,
         batch: &mut Batch<'_>,
         step: &Step,
@@ -195,7 +195,7 @@ impl InferencePipeline {
         Ok(())
     }
 
-    fn batch<'a>(&self, images: Vec<Image<'a>>, denoiser: Denoiser<'_>) -> Result<Batch<'a>> {
+    pub(super) fn batch<'a>(&self, images: Vec<Image<'a>>, denoiser: Denoiser<'_>) -> Result<Batch<'a>> {
         let mut generators: Vec<_> = images.iter().map(|image| NoiseGenerator::new(image.seed)).collect();
         let of_image = |(image, noise): (&Image<'_>, _)| self.start(image.drawing, noise);
         let start = Start::stack(images.iter().zip(&mut generators).map(of_image).collect::<Result<_>>()?)?;

@@ -5,10 +5,7 @@
 use std::sync::{Arc, PoisonError};
 
 use candle_core::{Device, Tensor};
-use image::{
-    DynamicImage, RgbImage,
-    imageops::{self, FilterType},
-};
+use image::{DynamicImage, Rgb, RgbImage};
 
 use super::InferencePipeline;
 use crate::{Error, Result, sampling::NoiseGenerator};
@@ -26,6 +23,8 @@ const NOISE_DEVIATION: f32 = 0.25;
 /// Added to each channel's mean square, 1 about, so that the equations have one solution for any autoencoder.
 const RIDGE: f64 = 1e-4;
 const COLOURS: usize = 3;
+/// A whole share, where pictures are enlarged.
+const ONE: u32 = 256;
 
 /// Takes latents to colours: each of red, green and blue is a sum of weighted channels and a constant (the last weight).
 #[derive(Debug, Clone, PartialEq)]
@@ -42,8 +41,7 @@ impl InferencePipeline {
         let longer = height.max(width);
         let longest = (self.spec.vae.factor() * longer).min(MAX_SIDE_PX);
         let scaled = |length: usize| side((length * longest).div_ceil(longer));
-        let preview = imageops::resize(&small, scaled(width)?, scaled(height)?, FilterType::Triangle);
-        Ok(DynamicImage::ImageRgb8(preview))
+        Ok(DynamicImage::ImageRgb8(enlarged(&small, scaled(width)?, scaled(height)?)))
     }
 
     /// The projection, fitted when it is first asked for: while the pipeline warms up, or else by the first preview.
@@ -106,6 +104,32 @@ fn to_byte(colour: f64) -> u8 {
     ((colour + 1.0) * 127.5).round() as u8
 }
 
+/// The picture at another size, each pixel between the four nearest ones: in whole numbers, as it is done every few steps.
+fn enlarged(picture: &RgbImage, width: u32, height: u32) -> RgbImage {
+    let columns = neighbours(picture.width(), width);
+    let rows = neighbours(picture.height(), height);
+    RgbImage::from_fn(width, height, |x, y| {
+        let (left, right, across) = columns[x as usize];
+        let (top, bottom, down) = rows[y as usize];
+        let corner = |x: u32, y: u32| picture.get_pixel(x, y).0.map(u32::from);
+        let (a, b, c, d) = (corner(left, top), corner(right, top), corner(left, bottom), corner(right, bottom));
+        Rgb(std::array::from_fn(|colour| {
+            let upper = a[colour] * (ONE - across) + b[colour] * across;
+            let lower = c[colour] * (ONE - across) + d[colour] * across;
+            let mixed = (upper * (ONE - down) + lower * down + ONE * ONE / 2) / (ONE * ONE);
+            u8::try_from(mixed).unwrap_or(u8::MAX)
+        }))
+    })
+}
+
+/// For each of `to` pixels in a line, those of `from` before and after its middle, and the share of the latter in parts of
+/// [`ONE`].
+fn neighbours(from: u32, to: u32) -> Vec<(u32, u32, u32)> {
+    let middle = |index: u32| ((2 * index + 1) * from * ONE / (2 * to)).saturating_sub(ONE / 2);
+    let place = |at: u32| (at / ONE, (at / ONE + 1).min(from - 1), at % ONE);
+    (0..to).map(|index| place(middle(index))).collect()
+}
+
 /// Latents as a picture's are, about: smooth, with some noise, of variance 1. One plane after another.
 fn smooth_latents(channels: usize) -> Vec<f32> {
     let corners_a_side = FITTED_SIDE / CORNER_DISTANCE + 1;
@@ -166,6 +190,8 @@ fn side(length: usize) -> Result<u32> {
 
 #[cfg(test)]
 mod tests {
+    use image::imageops;
+
     use super::*;
     use crate::{
         models::{DeviceChoice, DtypeChoice, ModelSource},
@@ -249,6 +275,14 @@ mod tests {
         }
         let mean = all.iter().sum::<f64>() / all.len() as f64;
         assert!(mean > 18.0 && all.iter().all(|one| *one > 16.0), "{all:?}");
+    }
+
+    #[test]
+    fn what_is_enlarged_runs_between_its_pixels() {
+        let small = RgbImage::from_raw(2, 1, vec![0, 100, 200, 200, 100, 0]).unwrap();
+        let large = enlarged(&small, 4, 2);
+        let row = [[0, 100, 200], [50, 100, 150], [150, 100, 50], [200, 100, 0]];
+        assert_eq!(large.as_raw(), &[row, row].concat().concat());
     }
 
     #[test]
