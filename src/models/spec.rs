@@ -22,6 +22,8 @@ use crate::{
 const DEFAULT_STEPS: usize = 20;
 const DEFAULT_GUIDANCE_SCALE: f64 = 7.5;
 const DEFAULT_GUIDANCE_SCALE_XL: f64 = 5.0;
+/// Steps and guidance of a latent consistency model, diffusers' pipeline's own.
+const DEFAULTS_CONSISTENT: (usize, f64) = (4, 8.5);
 
 /// A pipeline of the Stable Diffusion family. The families differ in this data alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +115,8 @@ const VAE: &str = "vae/config.json";
 const PIPELINES: [&str; 3] = ["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", INPAINT];
 const PIPELINES_XL: [&str; 3] =
     ["StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"];
+/// Pipelines of latent consistency models (Luo et al. 2023), which are Stable Diffusion's but for their defaults.
+const PIPELINES_CONSISTENT: [&str; 2] = ["LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline"];
 const INPAINT: &str = "StableDiffusionInpaintPipeline";
 /// The side in latents that early files of Stable Diffusion mean where they have a smaller one.
 const EARLY_SAMPLE_SIZE: usize = 64;
@@ -123,7 +127,16 @@ const PICTURE_PROMPTS: &str = "it is for pictures as prompts, which are not supp
 
 /// The keys of both pipelines. `null` for a component is a component that is missing, which is found when it is read.
 const INDEX_KEYS: KeyTable = KeyTable {
-    class: Class::OneOf(&[PIPELINES[0], PIPELINES[1], PIPELINES[2], PIPELINES_XL[0], PIPELINES_XL[1], PIPELINES_XL[2]]),
+    class: Class::OneOf(&[
+        PIPELINES[0],
+        PIPELINES[1],
+        PIPELINES[2],
+        PIPELINES_XL[0],
+        PIPELINES_XL[1],
+        PIPELINES_XL[2],
+        PIPELINES_CONSISTENT[0],
+        PIPELINES_CONSISTENT[1],
+    ]),
     keys: &[
         Key::only("vae", &[r#"["diffusers", "AutoencoderKL"]"#], CLASS),
         Key::only("text_encoder", &[r#"["transformers", "CLIPTextModel"]"#], CLASS),
@@ -184,7 +197,12 @@ impl ModelSpec {
         for key in vae.leave_out_unread(family == Family::StableDiffusionXl) {
             checkpoint.warn_of(VAE, Unheeded { key, why: "the pipeline does not look at this key" });
         }
-        if family != Family::StableDiffusionXl {
+        let consistent = PIPELINES_CONSISTENT.contains(&index.class_name.as_str());
+        if consistent && !unet.is_told_guidance() {
+            let message = format!("time_cond_proj_dim is missing, which {} needs", index.class_name);
+            return Err(checkpoint.unsupported(UNET, message));
+        }
+        if family != Family::StableDiffusionXl && !consistent {
             // diffusers' pipelines override these, which early files have wrong.
             if unet.is_before_0_9() && matches!(unet.sample_size, Some(PerBlock::One(side)) if side < EARLY_SAMPLE_SIZE)
             {
@@ -197,7 +215,7 @@ impl ModelSpec {
                 scheduler.set("clip_sample", Setting::Flag(false));
             }
         }
-        let (default_steps, default_guidance_scale) = defaults(checkpoint, family)?;
+        let (default_steps, default_guidance_scale) = defaults(checkpoint, family, consistent)?;
         let spec = Self {
             family,
             text_encoders,
@@ -295,8 +313,11 @@ fn scheduler_class(entry: &Value) -> Result<SamplerKind, String> {
     }
 }
 
-fn defaults(checkpoint: &Checkpoint, family: Family) -> Result<(usize, f64)> {
+fn defaults(checkpoint: &Checkpoint, family: Family, consistent: bool) -> Result<(usize, f64)> {
     if !checkpoint.has(DEFAULTS) {
+        if consistent {
+            return Ok(DEFAULTS_CONSISTENT);
+        }
         let xl = family == Family::StableDiffusionXl;
         return Ok((DEFAULT_STEPS, if xl { DEFAULT_GUIDANCE_SCALE_XL } else { DEFAULT_GUIDANCE_SCALE }));
     }
@@ -318,7 +339,7 @@ mod tests {
     #[test]
     fn every_key_of_the_pipelines_is_in_the_table() {
         // Each pipeline lacks keys of the other, which have reasons in the table.
-        for class in PIPELINES.into_iter().chain(PIPELINES_XL) {
+        for class in PIPELINES.into_iter().chain(PIPELINES_XL).chain(PIPELINES_CONSISTENT) {
             assert_complete(&INDEX_KEYS, class);
         }
     }

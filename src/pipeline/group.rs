@@ -64,7 +64,7 @@ impl InferencePipeline {
             steps: *steps,
             sampler: sampler.unwrap_or(self.info.default_sampler),
             spacing: scheduler.unwrap_or(self.info.default_scheduler),
-            is_guided: text::is_guided(config),
+            is_guided: text::is_guided(&self.spec, config),
             strength: image.as_ref().map(|_| *strength),
             has_mask: mask.is_some(),
         })

@@ -114,7 +114,7 @@ impl Generate for InferencePipeline {
             let message = format!("is {}; this model's text encoder allows 0 to {most}", config.clip_skip);
             return Err(Error::invalid("clip_skip", message));
         }
-        text::check(&self.networks.text, config)?;
+        text::check(&self.networks.text, &self.spec, config)?;
         self.schedule(config).map(|_| ())
     }
 }
@@ -140,7 +140,8 @@ impl InferencePipeline {
         let factor = self.spec.vae.factor();
         let (options, schedule) = self.schedule(config)?;
         let conditioning = text::condition(&self.networks.text, &self.spec, config, (height, width), warnings)?;
-        let prepared = self.networks.unet.prepare(&conditioning)?;
+        let unet = &self.networks.unet;
+        let prepared = unet.tell_guidance(unet.prepare(&conditioning)?, config.guidance_scale)?;
         let origin = if config.image.is_some() || self.spec.shows_mask() {
             go_on()?;
             Some(self.origin(config, (height, width))?)
@@ -153,7 +154,7 @@ impl InferencePipeline {
             options,
             schedule,
             prepared,
-            guidance_scale: text::is_guided(config).then_some(config.guidance_scale),
+            guidance_scale: text::is_guided(&self.spec, config).then_some(config.guidance_scale),
             origin,
             latent_size: (height / factor, width / factor),
         })

@@ -104,8 +104,8 @@ pub(super) fn tokenize(encoders: &[TextEncoder], prompts: &[Prompt]) -> Result<V
 }
 
 /// Checks that every encoder can read a request's prompts.
-pub(super) fn check(encoders: &[TextEncoder], config: &SamplingConfig) -> Result<()> {
-    let negative = config.negative_prompt.as_deref().filter(|_| is_guided(config)).map(Prompt::negative);
+pub(super) fn check(encoders: &[TextEncoder], spec: &ModelSpec, config: &SamplingConfig) -> Result<()> {
+    let negative = config.negative_prompt.as_deref().filter(|_| is_guided(spec, config)).map(Prompt::negative);
     let prompts: Vec<_> = [Prompt::positive(&config.prompt)].into_iter().chain(negative).collect();
     tokenize(encoders, &prompts).map(|_| ())
 }
@@ -152,7 +152,7 @@ pub(super) fn condition(
         && spec.family == Family::StableDiffusionXl
         && spec.force_zeros_for_empty_prompt;
     let negative = config.negative_prompt.as_deref().unwrap_or_default();
-    let texts = if is_guided(config) && !without_text {
+    let texts = if is_guided(spec, config) && !without_text {
         // As in diffusers, layers are left out for the prompt alone.
         encode_all(
             encoders,
@@ -162,7 +162,7 @@ pub(super) fn condition(
         )?
     } else {
         let prompt = encode(encoders, spec.family, prompt, config.clip_skip)?;
-        if is_guided(config) { vec![prompt.zeros()?, prompt] } else { vec![prompt] }
+        if is_guided(spec, config) { vec![prompt.zeros()?, prompt] } else { vec![prompt] }
     };
     for (text, field) in texts.iter().rev().zip(["prompt", "negative_prompt"]) {
         if let Some((left_out, room)) = text.cut {
@@ -170,9 +170,12 @@ pub(super) fn condition(
                 .push(format!("{field} was cut: this model reads {room} tokens, the last {left_out} were left out"));
         }
     }
-    if !is_guided(config) && !negative.is_empty() {
-        let scale = config.guidance_scale;
-        warnings.push(format!("negative_prompt has no effect at guidance_scale {scale}; above 1 it has"));
+    if !is_guided(spec, config) && !negative.is_empty() {
+        warnings.push(if spec.unet.is_told_guidance() {
+            "negative_prompt has no effect with this model, which is told the guidance_scale instead".to_owned()
+        } else {
+            format!("negative_prompt has no effect at guidance_scale {}; above 1 it has", config.guidance_scale)
+        });
     }
     let states: Vec<&Tensor> = texts.iter().map(|text| &text.states).collect();
     let pooled: Vec<&Tensor> = texts.iter().filter_map(|text| text.pooled.as_ref()).collect();
@@ -188,7 +191,8 @@ pub(super) fn condition(
     Ok(Conditioning { text: Tensor::cat(&states, 0)?, added })
 }
 
-/// Whether a request is guided, with two network passes a step.
-pub(super) fn is_guided(config: &SamplingConfig) -> bool {
-    config.guidance_scale > 1.0
+/// Whether a request is guided with two network passes a step. A network that is told the guidance scale needs one, as in
+/// diffusers' pipelines of every class.
+pub(super) fn is_guided(spec: &ModelSpec, config: &SamplingConfig) -> bool {
+    config.guidance_scale > 1.0 && !spec.unet.is_told_guidance()
 }

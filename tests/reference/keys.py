@@ -4,6 +4,9 @@ import inspect
 
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
+    LatentConsistencyModelImg2ImgPipeline,
+    LatentConsistencyModelPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
@@ -26,6 +29,9 @@ CLASSES = [
     StableDiffusionXLPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLInpaintPipeline,
+    LatentConsistencyModelPipeline,
+    LatentConsistencyModelImg2ImgPipeline,
+    AutoencoderTiny,
 ]
 
 

@@ -10,7 +10,7 @@ use candle_core::Tensor;
 use darkroom::{
     models::{Checkpoint, Family, ModelSource, ModelSpec},
     pipeline::{Generate, Unwatched},
-    sampling::SamplingConfig,
+    sampling::{SamplerKind, SamplingConfig},
 };
 
 use crate::support::{copy_folder, data, load, make_for_inpainting, psnr, tensors};
@@ -49,7 +49,7 @@ const DRAWN: [Published; 9] = [
 /// Published checkpoints that need what is not there: the file, and what is said of it.
 const REFUSED: [(&str, &str); 3] = [
     ("sdxl-refiner-1.0", "model_index.json: requires_aesthetics_score is true; only false is supported"),
-    ("lcm-dreamshaper-v7", "model_index.json: _class_name is \"LatentConsistencyModelPipeline\""),
+    ("lcm-dreamshaper-v7", "model_index.json: scheduler is \"LCMScheduler\""),
     ("playground-2.5", "is \"EDMDPMSolverMultistepScheduler\""),
 ];
 
@@ -218,4 +218,57 @@ fn early_files_of_stable_diffusion_mean_a_picture_of_512_pixels() {
     for version in [Some("0.9.0"), Some("0.42.1"), None] {
         assert_eq!(side(version, 32, "sd-1.5"), 256, "{version:?}");
     }
+}
+
+#[test]
+fn a_checkpoint_that_is_told_the_guidance_scale_draws_diffusers_picture_in_one_pass_a_step() {
+    let folder = tempfile::tempdir().unwrap();
+    copy_folder(&data("sd15/model"), folder.path());
+    fs::remove_dir_all(folder.path().join("unet")).unwrap();
+    copy_folder(&data("layouts/told_guidance/model/unet"), &folder.path().join("unet"));
+    let pipeline = load(ModelSource::Directory(folder.path().to_owned()));
+    let wanted = tensors("layouts/told_guidance/pictures.safetensors");
+    for scale in [1.0, 8.5] {
+        let config = SamplingConfig {
+            steps: 4,
+            guidance_scale: scale,
+            sampler: Some(SamplerKind::Ddim),
+            negative_prompt: Some("blurry".to_owned()),
+            ..config()
+        };
+        let drawn = pipeline.generate(&config, &mut Unwatched).unwrap();
+        let wanted: Vec<u8> = wanted[&format!("ddim.{scale:.1}")].flatten_all().unwrap().to_vec1().unwrap();
+        let found = psnr(&drawn.images[0].to_rgb8().into_raw(), &wanted);
+        assert!(found >= LEAST_PSNR, "{scale}: {found:.1} dB");
+        let said = "negative_prompt has no effect with this model, which is told the guidance_scale instead";
+        assert!(drawn.warnings.iter().any(|warning| warning == said), "{:?}", drawn.warnings);
+    }
+}
+
+/// The index of a published latent consistency model, with a scheduler that is drawn as.
+fn consistent(change: impl FnOnce(&Path)) -> darkroom::Result<ModelSpec> {
+    let folder = full_size("lcm-dreamshaper-v7");
+    change(folder.path());
+    ModelSpec::read(&Checkpoint::Directory(folder.path().to_owned()))
+}
+
+#[test]
+fn a_latent_consistency_pipeline_has_its_own_defaults_and_needs_the_guidance_embedding() {
+    let as_ddim = |root: &Path| {
+        let mut index = files("lcm-dreamshaper-v7").remove("model_index.json").unwrap();
+        index.insert("scheduler".to_owned(), serde_json::json!(["diffusers", "DDIMScheduler"]));
+        write(root, "model_index.json", &index);
+    };
+    let spec = consistent(as_ddim).unwrap();
+    assert_eq!((spec.default_steps, spec.default_guidance_scale), (4, 8.5));
+    assert_eq!((spec.family, spec.unet.time_cond_proj_dim), (Family::StableDiffusion1, Some(256)));
+    let message = consistent(|root| {
+        as_ddim(root);
+        let mut unet = files("lcm-dreamshaper-v7").remove("unet/config.json").unwrap();
+        unet.remove("time_cond_proj_dim");
+        write(root, "unet/config.json", &unet);
+    });
+    let message = message.unwrap_err().to_string();
+    let said = "unet/config.json: time_cond_proj_dim is missing, which LatentConsistencyModelPipeline needs";
+    assert!(message.contains(said), "{message}");
 }
