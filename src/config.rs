@@ -16,7 +16,8 @@ use crate::{
     listen::Host,
     models::{DeviceChoice, DtypeChoice, ModelSource},
     naming::{AllowedHost, BasePath},
-    sampling::{Limits, SamplerKind, SpacingKind},
+    pipeline::BatchChoice,
+    sampling::{CropOffset, Limits, LongPrompt, PictureSize, PromptSyntax, SamplerKind, SpacingKind},
     threads,
 };
 
@@ -179,6 +180,7 @@ impl Default for ServeConfig {
                 device: DeviceChoice::Auto,
                 dtype: DtypeChoice::Auto,
                 threads: None,
+                batch: BatchChoice::Auto,
             },
             cost: CostConfig { max_batch: 8, max_pixels: 4_194_304 },
             work: WorkConfig {
@@ -262,6 +264,10 @@ pub struct ModelConfig {
     /// Threads that draw on the CPU, 1 to 1024 [default: the physical cores that this process may use]
     #[arg(long, env = "DARKROOM_THREADS", value_parser = thread_count)]
     pub threads: Option<usize>,
+    /// Images that a network pass draws together, of one request or of several alike that wait: auto, or 1 to 64. auto is 1
+    /// on the CPU, which gains nothing from more, and up to 8 on other devices
+    #[arg(long, env = "DARKROOM_BATCH", default_value_t = BatchChoice::Auto, value_name = "IMAGES")]
+    pub batch: BatchChoice,
 }
 
 impl ModelConfig {
@@ -431,7 +437,8 @@ pub enum BenchStage {
 #[command(next_help_heading = "Picture")]
 pub struct PictureConfig {
     /// What to draw
-    pub prompt: String,
+    #[arg(required_unless_present = "from")]
+    pub prompt: Option<String>,
     /// File to write; .png, .jpg, .jpeg or .webp decides the format; of several images, image 0 of fox.png is fox-0.png
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
@@ -463,9 +470,9 @@ pub struct PictureConfig {
     /// Spacing of the noise levels: checkpoint, karras, exponential or beta [default: the model's]
     #[arg(long)]
     pub scheduler: Option<SpacingKind>,
-    /// How many of the text encoder's last layers to leave out
-    #[arg(long, default_value_t = 0, value_name = "LAYERS")]
-    pub clip_skip: usize,
+    /// How many of the text encoder's last layers to leave out [default: 0]
+    #[arg(long, value_name = "LAYERS")]
+    pub clip_skip: Option<usize>,
     /// Picture to start from; the drawing takes its size, rounded down to multiples of 8
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
@@ -487,12 +494,38 @@ pub struct PictureConfig {
     /// Grow the picture on its sides and draw what is new
     #[arg(long, value_name = "LEFT,TOP,RIGHT,BOTTOM", value_parser = margins, requires = "image")]
     pub extend: Option<Margins>,
+    /// weights: (more), (more:1.3), [less] and BREAK in prompts mean something, and \( is a bracket; plain: nothing does
+    /// [default: weights]
+    #[arg(long, value_name = "SYNTAX")]
+    pub prompt_syntax: Option<PromptSyntax>,
+    /// chunks: a prompt that is too long for the text encoder is read in up to 10 parts; truncate: its end is left out
+    /// [default: chunks]
+    #[arg(long, value_name = "WAY")]
+    pub long_prompt: Option<LongPrompt>,
+    /// Stable Diffusion XL: what the second text encoder reads [default: the prompt]
+    #[arg(long, value_name = "TEXT")]
+    pub prompt_2: Option<String>,
+    /// Stable Diffusion XL: what the second text encoder reads to steer away from [default: the negative prompt]
+    #[arg(long, value_name = "TEXT")]
+    pub negative_prompt_2: Option<String>,
+    /// Stable Diffusion XL: the size that the picture is said to have had before it was scaled [default: its own]
+    #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = picture_size)]
+    pub original_size: Option<PictureSize>,
+    /// Stable Diffusion XL: the pixels that are said to have been cut away [default: 0,0]
+    #[arg(long, value_name = "LEFT,TOP", value_parser = crop_offset)]
+    pub crop: Option<CropOffset>,
+    /// Stable Diffusion XL: the size that the picture is said to be meant for [default: its own]
+    #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = picture_size)]
+    pub target_size: Option<PictureSize>,
     /// JPEG quality, 1 to 100 [default: 90]
     #[arg(long)]
     pub quality: Option<u8>,
-    /// Leave the request out of a PNG, which holds it otherwise
+    /// Leave the request out of the file, which holds it otherwise
     #[arg(long)]
     pub no_metadata: bool,
+    /// Picture that darkroom drew, to be drawn again; what other flags say counts first
+    #[arg(long, value_name = "FILE")]
+    pub from: Option<PathBuf>,
 }
 
 /// Reads a count that must not be zero.
@@ -527,6 +560,22 @@ fn margins(text: &str) -> Result<Margins, String> {
         }
         _ => Err("four whole numbers from 0 to 2048 are needed, such as 0,0,64,0".to_owned()),
     }
+}
+
+/// Reads a picture's size. How large it may be is for the request to say.
+fn picture_size(text: &str) -> Result<PictureSize, String> {
+    let size = text.split_once('x').and_then(|(width, height)| {
+        Some(PictureSize { width: width.trim().parse().ok()?, height: height.trim().parse().ok()? })
+    });
+    size.ok_or_else(|| "a width and a height are needed, such as 1024x768".to_owned())
+}
+
+/// Reads how much was cut away.
+fn crop_offset(text: &str) -> Result<CropOffset, String> {
+    let offset = text
+        .split_once(',')
+        .and_then(|(left, top)| Some(CropOffset { left: left.trim().parse().ok()?, top: top.trim().parse().ok()? }));
+    offset.ok_or_else(|| "two whole numbers are needed, such as 0,64".to_owned())
 }
 
 /// Reads a picture's side.
@@ -596,6 +645,20 @@ mod tests {
         let Ok(Command::Generate(config)) = parse(&args) else { panic!() };
         assert_eq!((config.picture.n, config.picture.seed), (2, Some(7)));
         assert_eq!(config.picture.sampler, Some(SamplerKind::EulerAncestral));
+        assert_eq!((config.picture.prompt_syntax, config.picture.long_prompt), (None, None));
+        let told = ["--prompt-2", "snow", "--negative-prompt-2", "", "--original-size", "96x64", "--crop", "8,16"];
+        let more = ["--target-size", "1024x768", "--prompt-syntax", "plain", "--long-prompt", "truncate"];
+        let args = [&["generate", "a fox", "-o", "fox.png"][..], &told, &more].concat();
+        let Ok(Command::Generate(config)) = parse(&args) else { panic!() };
+        let picture = config.picture;
+        assert_eq!((picture.prompt_2.as_deref(), picture.negative_prompt_2.as_deref()), (Some("snow"), Some("")));
+        assert_eq!(picture.original_size, Some(PictureSize { width: 96, height: 64 }));
+        assert_eq!(picture.target_size, Some(PictureSize { width: 1024, height: 768 }));
+        assert_eq!(picture.crop, Some(CropOffset { left: 8, top: 16 }));
+        assert_eq!(
+            (picture.prompt_syntax, picture.long_prompt),
+            (Some(PromptSyntax::Plain), Some(LongPrompt::Truncate))
+        );
     }
 
     #[test]
@@ -623,6 +686,10 @@ mod tests {
             &["--ready-when-full"],
             &["generate", "a fox", "-o", "fox.png", "--seed", "-1"],
             &["generate", "a fox"],
+            &["generate", "a fox", "-o", "fox.png", "--original-size", "64"],
+            &["generate", "a fox", "-o", "fox.png", "--crop", "1,-1"],
+            &["generate", "a fox", "-o", "fox.png", "--prompt-syntax", "a1111"],
+            &["generate", "a fox", "-o", "fox.png", "--long-prompt", "cut"],
             &["bench", "--size", "100"],
             &["bench", "--size", "4096"],
             &["bench", "--runs", "0"],

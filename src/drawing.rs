@@ -6,15 +6,12 @@ use rand::Rng;
 use serde::{Serialize, Serializer};
 
 use crate::{
+    imaging::PictureTexts,
     infotext::infotext,
-    output::PictureText,
-    sampling::{SamplerKind, SamplingConfig, SpacingKind},
+    output::{OutputFormat, OutputOptions},
+    pipeline::ModelInfo,
+    sampling::{CropOffset, LongPrompt, PictureSize, PromptSyntax, SamplerKind, SamplingConfig, SpacingKind},
 };
-
-/// The keyword under which galleries look for a picture's parameters.
-const INFOTEXT_KEYWORD: &str = "parameters";
-/// The keyword of the request that draws the picture again.
-const REQUEST_KEYWORD: &str = "darkroom";
 
 /// The largest seed that a client can send and be sent: JSON readers keep integers exactly up to here.
 pub const MAX_SEED: u64 = (1 << 53) - 1;
@@ -41,6 +38,10 @@ pub struct DrawingParameters<'a> {
     #[serde(serialize_with = "scheduler_name")]
     pub(crate) scheduler: Option<SpacingKind>,
     pub(crate) clip_skip: usize,
+    #[serde(serialize_with = "shown")]
+    pub(crate) prompt_syntax: PromptSyntax,
+    #[serde(serialize_with = "shown")]
+    long_prompt: LongPrompt,
     /// This and what follows stand there only where they mean something; the pictures themselves are left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) strength: Option<f64>,
@@ -48,6 +49,16 @@ pub struct DrawingParameters<'a> {
     pub(crate) mask_blur: Option<f32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) inpaint_padding: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_2: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    negative_prompt_2: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    original_size: Option<PictureSize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    crop: Option<CropOffset>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target_size: Option<PictureSize>,
 }
 
 impl<'a> DrawingParameters<'a> {
@@ -66,9 +77,16 @@ impl<'a> DrawingParameters<'a> {
             sampler: config.sampler,
             scheduler: config.scheduler,
             clip_skip: config.clip_skip,
+            prompt_syntax: config.prompt_syntax,
+            long_prompt: config.long_prompt,
             strength: config.image.is_some().then_some(config.strength),
             mask_blur: config.mask.is_some().then_some(config.mask_blur),
             inpaint_padding: config.inpaint_padding,
+            prompt_2: config.prompt_2.as_deref(),
+            negative_prompt_2: config.negative_prompt_2.as_deref(),
+            original_size: config.original_size,
+            crop: config.crop,
+            target_size: config.target_size,
         }
     }
 
@@ -78,20 +96,44 @@ impl<'a> DrawingParameters<'a> {
         Self { seed: config.seed + index as u64, n: 1, ..Self::of_request(config) }
     }
 
-    /// As JSON, which `POST /generate` takes again.
+    /// What a file of this image, drawn by `model`, says of it: the text that galleries read, and the request. It waits for
+    /// the digest of the model's weights.
     #[must_use]
-    pub fn to_json(&self) -> String {
-        serde_json::to_string(self).expect("strings and numbers are always JSON")
+    pub fn texts(&self, model: &ModelInfo, output: &OutputOptions) -> PictureTexts {
+        if !output.metadata {
+            return PictureTexts::default();
+        }
+        let request = FileRequest { drawing: self, output: output_of_file(output) };
+        let request = serde_json::to_string(&request).expect("strings and numbers are always JSON");
+        PictureTexts { parameters: Some(infotext(self, &model.name, model.digest.wait())), request: Some(request) }
     }
+}
 
-    /// What a file of this image says of it, drawn by the model of this name: the text that galleries read, and the request.
-    #[must_use]
-    pub fn texts(&self, model: &str) -> [PictureText; 2] {
-        [
-            PictureText { keyword: INFOTEXT_KEYWORD, text: infotext(self, model) },
-            PictureText { keyword: REQUEST_KEYWORD, text: self.to_json() },
-        ]
-    }
+/// The request of one image, as its file has it: `POST /generate` takes it again.
+#[derive(Serialize)]
+struct FileRequest<'a> {
+    #[serde(flatten)]
+    drawing: &'a DrawingParameters<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<FileOutput>,
+}
+
+/// How a file is encoded, where that is not as a request has it by default.
+#[derive(Serialize)]
+struct FileOutput {
+    format: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quality: Option<u8>,
+}
+
+fn output_of_file(output: &OutputOptions) -> Option<FileOutput> {
+    let quality = (output.format == OutputFormat::Jpeg).then_some(output.quality);
+    (output.format != OutputFormat::default()).then(|| FileOutput { format: output.format.name(), quality })
+}
+
+/// By its name.
+fn shown<T: std::fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
 }
 
 #[expect(clippy::ref_option, clippy::trivially_copy_pass_by_ref, reason = "serde passes a field by reference")]

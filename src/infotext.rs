@@ -7,14 +7,21 @@ use std::borrow::Cow;
 
 use crate::{
     drawing::DrawingParameters,
-    sampling::{SamplerKind, SpacingKind},
+    models::short_digest,
+    pipeline::literal_prompt,
+    sampling::{PromptSyntax, SamplerKind, SpacingKind},
 };
 
-/// The parameters of one image, drawn by the model of this name.
+/// The parameters of one image, drawn by the model of this name, whose weights have this digest.
 #[must_use]
-pub fn infotext(parameters: &DrawingParameters<'_>, model: &str) -> String {
-    let mut text = parameters.prompt.trim().to_owned();
-    let negative = parameters.negative_prompt.unwrap_or_default().trim();
+pub fn infotext(parameters: &DrawingParameters<'_>, model: &str, digest: Option<&str>) -> String {
+    // The web UI has one syntax, in which texts of the other are written.
+    let prompt = |text: &str| match parameters.prompt_syntax {
+        PromptSyntax::Weights => text.trim().to_owned(),
+        PromptSyntax::Plain => literal_prompt(text.trim()),
+    };
+    let mut text = prompt(parameters.prompt);
+    let negative = prompt(parameters.negative_prompt.unwrap_or_default());
     if !negative.is_empty() {
         text += &format!("\nNegative prompt: {negative}");
     }
@@ -28,10 +35,12 @@ pub fn infotext(parameters: &DrawingParameters<'_>, model: &str) -> String {
         ("CFG scale", Some(parameters.guidance_scale.to_string())),
         ("Seed", Some(parameters.seed.to_string())),
         ("Size", size),
+        ("Model hash", digest.map(|digest| short_digest(digest).to_owned())),
         ("Model", Some(model.to_owned())),
         ("Clip skip", clip_skip),
         ("Denoising strength", parameters.strength.map(|strength| strength.to_string())),
         ("Mask blur", parameters.mask_blur.map(|blur| blur.to_string())),
+        ("Model SHA-256", digest.map(str::to_owned)),
         ("Version", Some(format!("darkroom {}", env!("CARGO_PKG_VERSION")))),
     ];
     let pairs = pairs.iter().filter_map(|(name, value)| Some(format!("{name}: {}", quoted(value.as_ref()?))));
@@ -96,7 +105,7 @@ mod tests {
     }
 
     fn text(config: &SamplingConfig, model: &str) -> String {
-        infotext(&DrawingParameters::of_image(config, 1), model)
+        infotext(&DrawingParameters::of_image(config, 1), model, None)
     }
 
     /// The pairs of the last line, split as the web UI does: at commas outside quotes, then at the first colon.
@@ -147,6 +156,29 @@ mod tests {
         assert_eq!((value("Clip skip"), value("Model")), (Some("2"), Some("owner/a: \"b\", c")));
         assert_eq!((value("Size"), value("Schedule type")), (Some("512x768"), None));
         assert_eq!(value("Version"), Some(concat!("darkroom ", env!("CARGO_PKG_VERSION"))));
+    }
+
+    #[test]
+    fn brackets_that_mean_nothing_here_mean_nothing_to_the_web_ui() {
+        let weighted = SamplingConfig {
+            prompt: r"a (fox:1.2) \(red\)".into(),
+            negative_prompt: Some("[owl] BREAK".into()),
+            ..config()
+        };
+        let found = text(&weighted, "sd15");
+        assert!(found.starts_with("a (fox:1.2) \\(red\\)\nNegative prompt: [owl] BREAK\nSteps: "), "{found}");
+        let plain = SamplingConfig { prompt_syntax: PromptSyntax::Plain, ..weighted };
+        let found = text(&plain, "sd15");
+        let wanted = "a \\(fox:1.2\\) \\\\\\(red\\\\\\)\nNegative prompt: \\[owl\\] break\nSteps: ";
+        assert!(found.starts_with(wanted), "{found}");
+    }
+
+    #[test]
+    fn the_weights_are_named_in_short_and_in_full() {
+        let digest = "0123456789abcdef".repeat(4);
+        let text = infotext(&DrawingParameters::of_image(&config(), 0), "sd15", Some(&digest));
+        assert!(text.contains(", Model hash: 0123456789, Model: sd15, "), "{text}");
+        assert!(text.contains(&format!(", Model SHA-256: {digest}, Version: ")), "{text}");
     }
 
     #[test]

@@ -47,13 +47,8 @@ pub fn load_pipeline(
     limits: Limits,
     report: &mut dyn FnMut(LoadStage),
 ) -> Result<InferencePipeline> {
-    let options = LoadOptions {
-        source: config.source()?,
-        device: config.device,
-        dtype: config.dtype,
-        limits,
-        ..LoadOptions::default()
-    };
+    let (device, dtype, batch) = (config.device, config.dtype, config.batch);
+    let options = LoadOptions { source: config.source()?, device, dtype, limits, batch };
     let pipeline = InferencePipeline::load(&options, &mut |fraction| report(LoadStage::Reading { fraction }))?;
     report(LoadStage::Warming);
     pipeline.warm_up()?;

@@ -2,7 +2,7 @@
 //!
 //! The shape of the JSON (names, types) is 400 `malformed_json`; its values are 422. A field that is `null` is absent.
 
-use std::time::Duration;
+use std::{str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +10,7 @@ use super::{
     body,
     malformed::malformed,
     problem::Problem,
+    told::{CropBody, SizeBody},
     values::{Flag, Number, Object, Text, Whole, excerpt},
 };
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
     output::{OutputFormat, OutputOptions},
     pictures::{Encoded, GivenPictures},
     pipeline::ModelInfo,
+    redraw::{Beside, Source, check_beside, unreadable},
     sampling::SamplingConfig,
 };
 
@@ -49,10 +51,18 @@ pub(super) struct GenerateBody {
     inpaint_padding: Option<Whole>,
     extend: Option<Object<ExtendBody>>,
     preview_every: Option<Whole>,
+    prompt_syntax: Option<Text>,
+    long_prompt: Option<Text>,
+    prompt_2: Option<Text>,
+    negative_prompt_2: Option<Text>,
+    original_size: Option<Object<SizeBody>>,
+    crop: Option<Object<CropBody>>,
+    target_size: Option<Object<SizeBody>>,
     output: Option<Object<OutputBody>>,
     deadline_ms: Option<Whole>,
     on_disconnect: Option<Text>,
     tag: Option<Text>,
+    from: Option<Text>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -85,6 +95,8 @@ pub(super) struct Wish {
     /// `None` when the client leaves it to the form of the answer.
     pub(super) on_disconnect: Option<OnDisconnect>,
     pub(super) tag: Option<String>,
+    /// What the client should know already.
+    pub(super) warnings: Vec<String>,
 }
 
 /// What becomes of a job whose client leaves before it is answered. One that was answered with 202 has left nothing open,
@@ -121,6 +133,61 @@ impl GenerateBody {
     pub(super) fn format(&self) -> Result<Option<OutputFormat>, Problem> {
         let name = self.output.as_ref().and_then(|Object(output)| output.format.as_ref());
         name.map(|Text(name)| name.parse()).transpose().map_err(|error| Problem::from(&error))
+    }
+
+    /// Takes out the picture that is to be drawn again.
+    pub(super) fn take_from(&mut self) -> Option<String> {
+        self.from.take().map(|Text(picture)| picture)
+    }
+
+    /// Fills in what the request leaves out from that of a picture that is drawn again.
+    pub(super) fn draw_again(&mut self, source: &Source) -> Result<(), Problem> {
+        let recorded = Self::parse(source.request.as_bytes());
+        let recorded = recorded.map_err(|problem| Problem::from(&unreadable(&problem.detail())))?;
+        let (image, mask) = (self.image.is_some(), self.mask.is_some() || self.extend.is_some());
+        let (had_image, had_mask) = (recorded.strength.is_some(), recorded.mask_blur.is_some());
+        check_beside(had_image, had_mask, Beside { image, mask }).map_err(|error| Problem::from(&error))?;
+        // Every field by its name, so that none is forgotten.
+        macro_rules! fill_in {
+            ($($field:ident),* $(,)?) => {
+                let Self { $($field),* } = recorded;
+                $(self.$field = self.$field.take().or($field);)*
+            };
+        }
+        fill_in!(
+            prompt,
+            negative_prompt,
+            width,
+            height,
+            steps,
+            guidance_scale,
+            seed,
+            n,
+            sampler,
+            scheduler,
+            clip_skip,
+            target_size,
+            crop,
+            original_size,
+            negative_prompt_2,
+            prompt_2,
+            long_prompt,
+            prompt_syntax,
+            image,
+            mask,
+            strength,
+            mask_blur,
+            mask_invert,
+            inpaint_padding,
+            extend,
+            preview_every,
+            output,
+            deadline_ms,
+            on_disconnect,
+            tag,
+            from,
+        );
+        Ok(())
     }
 
     /// Takes out the pictures and what belongs to them, which are read apart, since to decode them takes a while.
@@ -174,6 +241,13 @@ impl GenerateBody {
             },
             clip_skip: whole("clip_skip", self.clip_skip, 0)?,
             preview_every: whole("preview_every", self.preview_every, 0)?,
+            prompt_syntax: named(self.prompt_syntax)?,
+            long_prompt: named(self.long_prompt)?,
+            prompt_2: self.prompt_2.map(|Text(prompt)| prompt),
+            negative_prompt_2: self.negative_prompt_2.map(|Text(prompt)| prompt),
+            original_size: self.original_size.map(|Object(size)| size.size("original_size")).transpose()?,
+            crop: self.crop.map(|Object(crop)| crop.offset("crop")).transpose()?,
+            target_size: self.target_size.map(|Object(size)| size.size("target_size")).transpose()?,
             ..pictures
         };
         config.validate(&model.limits).map_err(invalid)?;
@@ -189,6 +263,7 @@ impl GenerateBody {
             deadline: self.deadline_ms.map(deadline).transpose()?,
             on_disconnect: self.on_disconnect.map(|Text(text)| OnDisconnect::parse(&text)).transpose()?,
             tag: self.tag.map(|Text(text)| tag(text)).transpose()?,
+            warnings: Vec::new(),
         })
     }
 }
@@ -216,6 +291,11 @@ impl OnDisconnect {
             )),
         }
     }
+}
+
+/// A value with a name, or the default one.
+fn named<T: Default + FromStr<Err = crate::Error>>(given: Option<Text>) -> Result<T, Problem> {
+    given.map_or_else(|| Ok(T::default()), |Text(name)| name.parse().map_err(|error| Problem::from(&error)))
 }
 
 fn whole(field: &'static str, given: Option<Whole>, default: usize) -> Result<usize, Problem> {

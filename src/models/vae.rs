@@ -112,11 +112,32 @@ impl VaeDecoder {
     }
 }
 
+/// What the decoder's layers up to the end of its middle make of latents, `(b, c, h, w)` f32, as the encoder gives them:
+/// `(b, c', h, w)` f32. It reads those layers alone.
+///
+/// # Errors
+///
+/// A tensor that is missing or of another shape, or a shape that does not fit.
+pub fn decoder_beginning(config: &VaeConfig, weights: &Weights, latents: &Tensor) -> Result<Tensor> {
+    let channels = config.block_out_channels[config.block_out_channels.len() - 1];
+    let decoder = weights.at("decoder");
+    let conv_in = Conv2d::new(&decoder.at("conv_in"), config.latent_channels, channels, 3)?;
+    let middle = Middle::new(config, &decoder.at("mid_block"), channels)?;
+    let dtype = weights.dtype();
+    on_drawing_threads(latents.device(), || {
+        let x = feature_map::from_planes(&latents.to_dtype(dtype)?)?;
+        let x = middle.forward(&conv_in.forward(&x)?)?;
+        Ok(feature_map::to_planes(&x)?.to_dtype(DType::F32)?)
+    })
+}
+
 impl Normalisation {
     fn new(config: &VaeConfig, weights: &Weights) -> Result<Self> {
         let row = |values: &[f64]| -> Result<Tensor> {
-            let row = Tensor::new(values, weights.device())?.to_dtype(DType::F32)?;
-            Ok(row.reshape((1, values.len(), 1, 1))?)
+            // Metal has no f64.
+            #[expect(clippy::cast_possible_truncation, reason = "latents are f32")]
+            let narrow: Vec<f32> = values.iter().map(|value| *value as f32).collect();
+            Ok(Tensor::from_vec(narrow, (1, values.len(), 1, 1), weights.device())?)
         };
         let channels = match (&config.latents_std, &config.latents_mean) {
             (Some(deviation), Some(mean)) => Some((row(deviation)?, row(mean)?)),

@@ -334,7 +334,7 @@ impl Conv2d {
                 let x = if scaled == size { x.clone() } else { x.upsample_nearest2d(scaled.0, scaled.1)? };
                 // The library knows only zeros that are the same all around.
                 let (x, around) = if padding.0 == padding.1 { (x, padding.0) } else { (pad(&x, padding)?, 0) };
-                let y = x.conv2d(weight, around, self.stride, 1, 1)?;
+                let y = convolve(&x, weight, around, self.stride)?;
                 let y = match bias {
                     Some(bias) => y.broadcast_add(bias)?,
                     None => y,
@@ -371,6 +371,15 @@ impl Conv2d {
             })
         })
     }
+}
+
+/// A convolution by the tensor library, or by what a device has for it.
+fn convolve(x: &Tensor, weight: &Tensor, padding: usize, stride: usize) -> Result<Tensor> {
+    #[cfg(feature = "cudnn")]
+    if x.device().is_cuda() {
+        return Ok(super::cuda::convolve(x, weight, padding, stride)?);
+    }
+    Ok(x.conv2d(weight, padding, stride, 1, 1)?)
 }
 
 /// Planes with zeros before and after each row and column.
@@ -437,7 +446,10 @@ impl GroupNorm {
         let (b, c, h, w) = x.dims4()?;
         let grouped = x.to_dtype(DType::F32)?.reshape((b, self.groups, c / self.groups * h * w))?;
         let centred = grouped.broadcast_sub(&grouped.mean_keepdim(D::Minus1)?)?;
-        let deviation = (centred.sqr()?.mean_keepdim(D::Minus1)? + self.epsilon)?.sqrt()?;
+        #[expect(clippy::cast_precision_loss, reason = "a map has fewer numbers than f64 can count")]
+        let share = 1.0 / (c / self.groups * h * w) as f64;
+        // The mean and what is added to it at once.
+        let deviation = centred.sqr()?.sum_keepdim(D::Minus1)?.affine(share, self.epsilon)?.sqrt()?;
         let normal = centred.broadcast_div(&deviation)?.reshape((b, c, h, w))?;
         let per_channel = |values: &Tensor| values.reshape((1, c, 1, 1));
         let scaled = normal.broadcast_mul(&per_channel(&self.weight)?)?.broadcast_add(&per_channel(&self.bias)?)?;
@@ -464,6 +476,8 @@ fn with_affine<T>(
 pub struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
+    /// Both in the network's type, where the tensor library computes in another than f32.
+    narrow: Option<(Tensor, Tensor)>,
     epsilon: f32,
     dtype: DType,
 }
@@ -476,8 +490,11 @@ impl LayerNorm {
     /// A tensor that is missing or of another shape.
     pub fn new(weights: &Weights, channels: usize, epsilon: f32) -> Result<Self> {
         let parameter = |name| -> Result<Tensor> { Ok(weights.tensor(name, &[channels])?.to_dtype(DType::F32)?) };
-        let (weight, bias) = (parameter("weight")?, parameter("bias")?);
-        Ok(Self { weight, bias, epsilon, dtype: weights.dtype() })
+        let (weight, bias, dtype) = (parameter("weight")?, parameter("bias")?, weights.dtype());
+        let is_narrow = !weights.has_kernels() && dtype != DType::F32;
+        let narrow = || -> Result<_> { Ok((weight.to_dtype(dtype)?, bias.to_dtype(dtype)?)) };
+        let narrow = is_narrow.then(narrow).transpose()?;
+        Ok(Self { weight, bias, narrow, epsilon, dtype })
     }
 
     /// `(.., channels)` to the same.
@@ -492,6 +509,11 @@ impl LayerNorm {
                     tensor_of::<N>(cpu::layer_norm(values, affine), x.dims().to_vec())
                 })))
             });
+        }
+        if let Some((weight, bias)) = self.narrow.as_ref().filter(|_| x.dtype() == self.dtype && !x.device().is_metal())
+        {
+            // On CUDA and on the CPU it reads narrow numbers and computes in f32.
+            return Ok(candle_nn::ops::layer_norm(&x.contiguous()?, weight, bias, self.epsilon)?);
         }
         let wide = x.to_dtype(DType::F32)?.contiguous()?;
         let normal = candle_nn::ops::layer_norm(&wide, &self.weight, &self.bias, self.epsilon)?;

@@ -5,6 +5,10 @@
 mod activation;
 mod attention;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(any(feature = "cuda", test))]
+mod cuda_machine;
 mod doubling;
 pub mod feature_map;
 mod host;
@@ -18,8 +22,10 @@ mod work;
 
 pub use activation::Activation;
 pub use attention::attention;
+#[cfg(feature = "cuda")]
+pub use cuda::open_cuda;
 pub use doubling::Doubling;
-pub use host::{has_fast_bf16, multiply_peak, on_drawing_threads};
+pub use host::{has_fast_bf16, multiply_peak, on_drawing_threads, without_kernels};
 pub use layers::{After, Conv2d, GroupNorm, LayerNorm, Linear};
 pub use mistaken::mistaken_for;
 pub use normal_conv::NormalConv;

@@ -57,6 +57,7 @@ impl InferencePipeline {
     ) -> Result<Vec<(Image<'a>, Tensor)>> {
         let Drawing { schedule, options, .. } = images[0].drawing;
         let mut batch = self.batch(images)?;
+        company.drawn_together(&batch.images);
         let mut latents = batch.start.latents.clone();
         let mut sampler = Sampler::new(options, schedule);
         for (number, step) in schedule.steps.iter().enumerate() {
@@ -66,6 +67,7 @@ impl InferencePipeline {
                 self.select(&mut batch, &kept)?;
                 latents = select(&latents, &kept)?;
                 sampler.select(&kept)?;
+                company.drawn_together(&batch.images);
             }
             let Batch { images, start, noise, told } = &mut batch;
             let asked = Asked {
@@ -82,6 +84,8 @@ impl InferencePipeline {
                 Some(next) => start.keep(stepped.latents, Some(next.level.sigma))?,
                 None => stepped.latents,
             };
+            // A device is told its work ahead of time. Progress, and a job's end, are about what it has done.
+            self.networks.device.synchronize()?;
             company.step_done(images);
             let done = number + 1;
             if done < schedule.steps.len() {

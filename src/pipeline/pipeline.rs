@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    models::{Checkpoint, ModelSpec, Prepared, Unet, VaeDecoder, VaeEncoder},
+    models::{Checkpoint, Conditioning, ModelSpec, Prepared, Unet, VaeDecoder, VaeEncoder},
     sampling::{SamplingConfig, Schedule, SchedulerOptions},
 };
 
@@ -44,12 +44,14 @@ pub(super) struct Networks {
 }
 
 impl InferencePipeline {
-    /// Draws a small picture and throws it away, so that the first request does not pay for what is set up once.
+    /// Draws a small picture and throws it away, so that the first request does not pay for what is set up once. Another
+    /// device than the CPU is compared with it first.
     ///
     /// # Errors
     ///
-    /// As [`generate`](Generate::generate).
+    /// [`Error::Device`] for a device that computes something else than the CPU; as [`generate`](Generate::generate).
     pub fn warm_up(&self) -> Result<()> {
+        self.check_device()?;
         let side = Some(WARM_UP_PX.next_multiple_of(self.spec.vae.factor()));
         let config =
             SamplingConfig { prompt: "a".to_owned(), steps: 1, width: side, height: side, ..SamplingConfig::default() };
@@ -62,13 +64,26 @@ impl InferencePipeline {
         self.networks.dtype
     }
 
-    /// A prompt as the denoiser is told it, with the last `clip_skip` layers of the text encoders left out.
+    /// A prompt as diffusers encodes it, without weights and cut to one window, with the last `clip_skip` layers of the text
+    /// encoders left out.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidParameter`] for a prompt that cannot be tokenized.
     pub fn encode_text(&self, prompt: &str, clip_skip: usize) -> Result<EncodedText> {
         text::encode(&self.networks.text, self.spec.family, prompt, clip_skip)
+    }
+
+    /// What the denoiser is told of a request's texts and sizes.
+    ///
+    /// # Errors
+    ///
+    /// As [`check`](Generate::check).
+    pub fn conditioning(&self, config: &SamplingConfig) -> Result<Conditioning> {
+        config.validate(&self.info.limits)?;
+        self.check(config)?;
+        let (width, height) = self.info.size_for(config)?;
+        text::condition(&self.networks.text, &self.spec, config, (height, width), &mut Vec::new())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError};
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 
 use super::InferencePipeline;
@@ -68,9 +68,19 @@ impl InferencePipeline {
     }
 
     fn with_vae_weights<T>(&self, dtype: DType, build: impl FnOnce(&Weights) -> Result<T>) -> Result<T> {
+        self.with_vae_weights_on(&self.networks.device, dtype, build)
+    }
+
+    /// Hands the autoencoder's weights to `build`, read again from the checkpoint.
+    pub(super) fn with_vae_weights_on<T>(
+        &self,
+        device: &Device,
+        dtype: DType,
+        build: impl FnOnce(&Weights) -> Result<T>,
+    ) -> Result<T> {
         let mut quiet = |_| {};
         let progress = LoadProgress::new(&mut quiet);
-        build(&Weights::open(self.checkpoint.weights("vae")?, &self.networks.device, dtype, &progress)?)
+        build(&Weights::open(self.checkpoint.weights("vae")?, device, dtype, &progress)?)
     }
 }
 

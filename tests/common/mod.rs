@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, mpsc as std_mpsc};
 
 use darkroom::{
     Error, Result,
-    pipeline::{Generate, Generated, ModelInfo, Monitor},
+    models::WeightsDigest,
+    pipeline::{Generate, Generated, ModelInfo, Monitor, PromptSupport},
     sampling::{Limits, SamplerKind, SamplingConfig, SpacingKind},
 };
 use image::{DynamicImage, Rgb, RgbImage};
@@ -70,6 +71,8 @@ pub fn fake() -> (Arc<Fake>, Hands) {
         default_sampler: SamplerKind::Euler,
         default_scheduler: SpacingKind::Checkpoint,
         limits: Limits { max_pixels: 1 << 20, max_batch: 4 },
+        prompts: PromptSupport { chunk_tokens: 75, max_chunks: 10, second: false },
+        digest: WeightsDigest::default(),
     };
     (Arc::new(Fake { info, orders: Mutex::new(orders_rx), begun: begun_tx }), Hands { orders, begun })
 }

@@ -7,7 +7,7 @@ use darkroom::{
     imaging::resize,
     models::ModelSource,
     pipeline::{Generate, InferencePipeline, Unwatched},
-    sampling::{SamplerKind, SamplingConfig, SpacingKind},
+    sampling::{LongPrompt, SamplerKind, SamplingConfig, SpacingKind},
 };
 use image::{GrayImage, RgbImage};
 use serde::Deserialize;
@@ -49,6 +49,7 @@ impl Case {
             scheduler: (self.schedule == "karras").then_some(SpacingKind::Karras),
             strength: self.strength,
             inpaint_padding: self.padding,
+            long_prompt: LongPrompt::Truncate,
             image: (!self.text_alone).then(|| Arc::clone(picture)),
             mask: (self.mask && !self.text_alone).then(|| Arc::clone(mask)),
             ..SamplingConfig::default()
@@ -108,7 +109,7 @@ fn unlike(pipeline: &InferencePipeline, file: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_change_is_diffusers_own() {
+pub fn every_change_is_diffusers_own() {
     let of_checkpoint = |name: &str| unlike(&pipeline(name), &format!("{name}/changes"));
     let failures: Vec<String> = CHECKPOINTS.into_iter().flat_map(of_checkpoint).collect();
     assert!(failures.is_empty(), "{failures:#?}");
@@ -126,7 +127,7 @@ fn made_for_inpainting(name: &str) -> (InferencePipeline, tempfile::TempDir) {
 }
 
 #[test]
-fn a_checkpoint_made_for_inpainting_draws_what_diffusers_draws_with_it() {
+pub fn a_checkpoint_made_for_inpainting_draws_what_diffusers_draws_with_it() {
     let of_checkpoint = |name: &str| {
         let (pipeline, _folder) = made_for_inpainting(name);
         unlike(&pipeline, &format!("{name}/inpainting"))

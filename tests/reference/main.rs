@@ -1,9 +1,12 @@
 //! darkroom's numbers against diffusers' and torch's, which `make.py` beside this file wrote down.
 
+mod accelerator;
 mod batches;
 mod changes;
+mod device;
 mod networks;
 mod pictures;
+mod prompts;
 mod published;
 mod sampling;
 mod support;

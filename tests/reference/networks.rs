@@ -54,7 +54,7 @@ fn prompts_become_the_ids_that_transformers_gives() {
 }
 
 #[test]
-fn text_is_encoded_as_diffusers_does() {
+pub fn text_is_encoded_as_diffusers_does() {
     for name in CHECKPOINTS {
         let pipeline = pipeline(name);
         let wanted = tensors(&format!("{name}/text.safetensors"));
@@ -76,7 +76,7 @@ fn text_is_encoded_as_diffusers_does() {
 }
 
 #[test]
-fn unets_give_what_diffusers_gives_at_whole_and_fractional_timesteps_and_odd_sizes() {
+pub fn unets_give_what_diffusers_gives_at_whole_and_fractional_timesteps_and_odd_sizes() {
     for name in CHECKPOINTS {
         let unet = with_weights(name, "unet", |weights| Unet::new(&spec(name).unet, weights).unwrap());
         let data = tensors(&format!("{name}/unet.safetensors"));
@@ -102,7 +102,7 @@ fn unets_give_what_diffusers_gives_at_whole_and_fractional_timesteps_and_odd_siz
 }
 
 #[test]
-fn unets_in_the_layouts_of_distilled_models_give_what_diffusers_gives() {
+pub fn unets_in_the_layouts_of_distilled_models_give_what_diffusers_gives() {
     for name in ["layouts/nested", "layouts/plain_middle", "layouts/no_middle", "layouts/options"] {
         let config = UnetConfig::read(&checkpoint(name)).unwrap();
         let unet = with_weights(name, "unet", |weights| Unet::new(&config, weights).unwrap());
@@ -143,7 +143,7 @@ fn a_unet_is_told_each_image_s_guidance_scale_as_diffusers_tells_it() {
 }
 
 #[test]
-fn a_unet_draws_latents_once_for_several_texts_as_it_draws_them_repeated() {
+pub fn a_unet_draws_latents_once_for_several_texts_as_it_draws_them_repeated() {
     for name in CHECKPOINTS {
         let unet = with_weights(name, "unet", |weights| Unet::new(&spec(name).unet, weights).unwrap());
         let data = tensors(&format!("{name}/unet.safetensors"));
@@ -165,7 +165,7 @@ fn a_unet_draws_latents_once_for_several_texts_as_it_draws_them_repeated() {
 }
 
 #[test]
-fn vaes_decode_as_diffusers_does() {
+pub fn vaes_decode_as_diffusers_does() {
     for name in CHECKPOINTS {
         let vae = with_weights(name, "vae", |weights| VaeDecoder::new(&spec(name).vae, weights).unwrap());
         let data = tensors(&format!("{name}/vae.safetensors"));
@@ -175,7 +175,7 @@ fn vaes_decode_as_diffusers_does() {
 }
 
 #[test]
-fn vaes_encode_as_diffusers_does_at_odd_sizes_too() {
+pub fn vaes_encode_as_diffusers_does_at_odd_sizes_too() {
     for name in CHECKPOINTS {
         let vae = with_weights(name, "vae", |weights| VaeEncoder::new(&spec(name).vae, weights).unwrap());
         check_encodings(name, &vae, TOLERANCE);
