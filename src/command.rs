@@ -146,6 +146,7 @@ fn draw_again(picture: &mut PictureConfig, recorded: Recorded) -> Result<()> {
         sampler,
         scheduler,
         clip_skip,
+        eta,
         prompt_syntax,
         long_prompt,
         prompt_2,
@@ -227,6 +228,7 @@ fn sampling_config(picture: &PictureConfig, model: &ModelInfo, pictures: Samplin
         crop: picture.crop,
         target_size: picture.target_size,
         clip_skip: picture.clip_skip.unwrap_or(0),
+        eta: picture.eta,
         ..pictures
     })
 }

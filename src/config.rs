@@ -16,7 +16,7 @@ use crate::{
     listen::Host,
     models::{DeviceChoice, DtypeChoice, ModelSource},
     naming::{AllowedHost, BasePath},
-    pipeline::BatchChoice,
+    pipeline::{BatchChoice, TilingChoice},
     sampling::{CropOffset, Limits, LongPrompt, PictureSize, PromptSyntax, SamplerKind, SpacingKind},
     threads,
 };
@@ -181,6 +181,8 @@ impl Default for ServeConfig {
                 dtype: DtypeChoice::Auto,
                 threads: None,
                 batch: BatchChoice::Auto,
+                vae_tiling: TilingChoice::Auto,
+                memory_limit: None,
             },
             cost: CostConfig { max_batch: 8, max_pixels: 4_194_304 },
             work: WorkConfig {
@@ -268,6 +270,14 @@ pub struct ModelConfig {
     /// on the CPU, which gains nothing from more, and up to 8 on other devices
     #[arg(long, env = "DARKROOM_BATCH", default_value_t = BatchChoice::Auto, value_name = "IMAGES")]
     pub batch: BatchChoice,
+    /// Whether the autoencoder takes large pictures in strips, with the same result: auto, on or off; auto does when whole
+    /// ones do not fit in what is free
+    #[arg(long, env = "DARKROOM_VAE_TILING", default_value_t = TilingChoice::Auto)]
+    pub vae_tiling: TilingChoice,
+    /// Most memory that a drawing may take besides the model's weights, such as 4GiB or a number of bytes; what needs more is
+    /// refused [default: what the device, the machine or its control group has]
+    #[arg(long, env = "DARKROOM_MEMORY_LIMIT", value_name = "SIZE", value_parser = byte_size)]
+    pub memory_limit: Option<usize>,
 }
 
 impl ModelConfig {
@@ -463,8 +473,9 @@ pub struct PictureConfig {
     /// How many images; image i has seed + i
     #[arg(long, default_value_t = 1, value_name = "IMAGES")]
     pub n: usize,
-    /// ddim, pndm, euler, euler_ancestral, heun, dpmpp_2m, dpm_2, dpm_2_ancestral, lms, uni_pc, deis or ddpm [default: the
-    /// model's]
+    /// ddim, pndm, euler, euler_ancestral, heun, dpmpp_2m, dpm_2, dpm_2_ancestral, lms, uni_pc, deis, ddpm,
+    /// dpmpp_2s_ancestral, dpmpp_sde, dpmpp_2m_sde, dpmpp_3m_sde, dpm_single, lcm, tcd, edm_euler or edm_dpmpp_2m [default:
+    /// the model's]
     #[arg(long)]
     pub sampler: Option<SamplerKind>,
     /// Spacing of the noise levels: checkpoint, karras, exponential or beta [default: the model's]
@@ -473,6 +484,9 @@ pub struct PictureConfig {
     /// How many of the text encoder's last layers to leave out [default: 0]
     #[arg(long, value_name = "LAYERS")]
     pub clip_skip: Option<usize>,
+    /// How much noise each step of ddim adds, 0 to 1 [default: 0]; for tcd it is gamma [default: 0.3]
+    #[arg(long)]
+    pub eta: Option<f64>,
     /// Picture to start from; the drawing takes its size, rounded down to multiples of 8
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
@@ -526,6 +540,26 @@ pub struct PictureConfig {
     /// Picture that darkroom drew, to be drawn again; what other flags say counts first
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,
+}
+
+/// The units of sizes, with how many bytes each is.
+const BYTE_UNITS: [(&str, usize); 7] = [
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("kB", 1000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("", 1),
+];
+
+/// Reads a size in bytes.
+fn byte_size(text: &str) -> Result<usize, String> {
+    let unit = BYTE_UNITS.iter().find_map(|(name, bytes)| Some((text.strip_suffix(name)?, bytes)));
+    let size = unit.and_then(|(number, bytes)| number.trim().parse::<usize>().ok()?.checked_mul(*bytes));
+    size.filter(|size| *size > 0).ok_or_else(|| {
+        "a number of bytes, at least 1, is allowed, with or without one of KiB, MiB, GiB, kB, MB, GB".to_owned()
+    })
 }
 
 /// Reads a count that must not be zero.

@@ -44,6 +44,8 @@ pub struct DrawingParameters<'a> {
     long_prompt: LongPrompt,
     /// This and what follows stand there only where they mean something; the pictures themselves are left out.
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) eta: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) strength: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) mask_blur: Option<f32>,
@@ -79,6 +81,7 @@ impl<'a> DrawingParameters<'a> {
             clip_skip: config.clip_skip,
             prompt_syntax: config.prompt_syntax,
             long_prompt: config.long_prompt,
+            eta: config.eta,
             strength: config.image.is_some().then_some(config.strength),
             mask_blur: config.mask.is_some().then_some(config.mask_blur),
             inpaint_padding: config.inpaint_padding,

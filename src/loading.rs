@@ -47,8 +47,15 @@ pub fn load_pipeline(
     limits: Limits,
     report: &mut dyn FnMut(LoadStage),
 ) -> Result<InferencePipeline> {
-    let (device, dtype, batch) = (config.device, config.dtype, config.batch);
-    let options = LoadOptions { source: config.source()?, device, dtype, limits, batch };
+    let options = LoadOptions {
+        source: config.source()?,
+        device: config.device,
+        dtype: config.dtype,
+        limits,
+        vae_tiling: config.vae_tiling,
+        memory_limit: config.memory_limit,
+        batch: config.batch,
+    };
     let pipeline = InferencePipeline::load(&options, &mut |fraction| report(LoadStage::Reading { fraction }))?;
     report(LoadStage::Warming);
     pipeline.warm_up()?;

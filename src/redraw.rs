@@ -54,6 +54,7 @@ pub struct Recorded {
     #[serde(default, deserialize_with = "named")]
     pub(crate) scheduler: Option<SpacingKind>,
     pub(crate) clip_skip: Option<usize>,
+    pub(crate) eta: Option<f64>,
     #[serde(default, deserialize_with = "named")]
     pub(crate) prompt_syntax: Option<PromptSyntax>,
     #[serde(default, deserialize_with = "named")]

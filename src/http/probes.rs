@@ -14,7 +14,7 @@ use super::{app::App, lifecycle::Phase, problem::Problem, view::millis};
 use crate::{
     output::OutputFormat,
     pipeline::PromptSupport,
-    sampling::{LongPrompt, PromptSyntax, SamplerKind, SpacingKind},
+    sampling::{LongPrompt, PromptSyntax, SpacingKind},
 };
 
 #[derive(Serialize)]
@@ -97,13 +97,14 @@ struct Model<'a> {
     dtype: &'a str,
     native_size: Size,
     defaults: Defaults,
-    samplers: [&'static str; SamplerKind::ALL.len()],
+    samplers: Vec<&'static str>,
     schedulers: [&'static str; SpacingKind::ALL.len()],
     formats: [&'static str; OutputFormat::ALL.len()],
     /// What a request may bring along besides its text.
     inputs: [&'static str; 2],
     limits: ModelLimits,
     prompts: Prompts,
+    memory: ModelMemory,
 }
 
 /// How the model reads prompts.
@@ -130,6 +131,13 @@ impl Prompts {
             max_prompt_chunks: support.max_chunks,
         }
     }
+}
+
+#[derive(Serialize)]
+struct ModelMemory {
+    weights_bytes: usize,
+    /// `null` where nothing is known.
+    limit_bytes: Option<usize>,
 }
 
 #[derive(Serialize)]
@@ -171,7 +179,7 @@ pub(super) async fn model(State(app): State<Arc<App>>) -> Result<Response, Probl
             sampler: model.default_sampler.name(),
             scheduler: model.default_scheduler.name(),
         },
-        samplers: SamplerKind::ALL.map(SamplerKind::name),
+        samplers: model.samplers.iter().map(|sampler| sampler.name()).collect(),
         schedulers: SpacingKind::ALL.map(SpacingKind::name),
         formats: OutputFormat::ALL.map(OutputFormat::name),
         inputs: ["image", "mask"],
@@ -182,6 +190,7 @@ pub(super) async fn model(State(app): State<Arc<App>>) -> Result<Response, Probl
             queue_capacity: app.config.work.queue_capacity,
         },
         prompts: Prompts::of(model.prompts),
+        memory: ModelMemory { weights_bytes: model.memory.weights_bytes, limit_bytes: model.memory.limit_bytes },
     })
     .into_response())
 }

@@ -13,6 +13,13 @@ use crate::Result;
 /// pixels by all pixels.
 const MOST_SCORES: usize = 1 << 25;
 
+/// What scores take at most where the tensor library computes them, with their shares.
+#[must_use]
+pub const fn most_score_bytes() -> usize {
+    // Scores in the network's type and in f32, and their shares, which are in f32 first.
+    if cfg!(feature = "flash-attn") { 0 } else { 3 * MOST_SCORES * size_of::<f32>() }
+}
+
 /// Attention of queries `(b, n, c)` to keys and values `(b, m, c)`, split in `heads`, with `mask` `(n, m)` added to the
 /// scores: `(b, n, c)`. Scores are in f32.
 ///

@@ -31,6 +31,7 @@ pub fn without_kernels<T>(run: impl FnOnce() -> T) -> T {
 }
 
 /// Whether the kernels compute in this type on this device: f32 and bf16 on the CPU.
+#[must_use]
 pub fn has_kernels(device: &Device, dtype: DType) -> bool {
     device.is_cpu() && matches!(dtype, DType::F32 | DType::BF16) && !KERNELS_LEFT_OUT.get()
 }

@@ -4,14 +4,15 @@
 //! f32 and bf16 on the CPU everything goes through the kernels in `cpu`, elsewhere through the tensor library. The file is
 //! long because each layer has both ways side by side, so that they can be seen to do the same.
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use half::bf16;
 
 use super::{
     Activation, Weights,
-    cpu::{self, Affine, Finish, Gather, LayerSizes, NormalMaps, PackedWeights, Source, Then},
+    cpu::{self, Affine, Factors, Finish, Gather, LayerSizes, Moments, NormalMaps, PackedWeights, Source, Then},
     feature_map,
     host::{Number, by_number, is_kernels, tensor_of, with_values},
+    strips::Spread,
     work::count_product,
 };
 use crate::Result;
@@ -431,6 +432,59 @@ impl GroupNorm {
     /// Hands the count of groups, and what is multiplied and added, to the kernels.
     pub(super) fn with_affine<T>(&self, run: impl FnOnce(usize, Affine<'_>) -> Result<T>) -> Result<T> {
         with_affine(&self.weight, &self.bias, self.epsilon, |affine| run(self.groups, affine))
+    }
+
+    /// How the groups of a feature map, or of rows of one, are spread.
+    pub(super) fn spread(&self, x: &Tensor) -> Result<Spread> {
+        if is_kernels(x) {
+            let size = feature_map::size(x)?;
+            return self.with_affine(|groups, affine| {
+                by_number!(x.dtype(), X => with_values::<X, _>(x, |data| {
+                    Ok(Spread(cpu::spread(&NormalMaps { data, size, groups, affine })))
+                }))
+            });
+        }
+        let (b, c, h, w) = x.dims4()?;
+        let grouped = x.to_dtype(DType::F32)?.reshape((b, self.groups, c / self.groups * h * w))?;
+        let means = grouped.mean_keepdim(D::Minus1)?;
+        let squares = grouped.broadcast_sub(&means)?.sqr()?.sum(D::Minus1)?.to_vec2::<f32>()?;
+        let means = means.squeeze(D::Minus1)?.to_vec2::<f32>()?;
+        #[expect(clippy::cast_precision_loss, reason = "a map has fewer than 2^52 pixels")]
+        let count = (c / self.groups * h * w) as f64;
+        let of_group = |(mean, squares): (f32, f32)| Moments { count, mean: mean.into(), squares: squares.into() };
+        let of_image = |(means, squares): (Vec<f32>, Vec<f32>)| means.into_iter().zip(squares).map(of_group).collect();
+        Ok(Spread(means.into_iter().zip(squares).map(of_image).collect()))
+    }
+
+    /// What normalises each image's channels, where their groups are so spread.
+    pub(super) fn factors(&self, spread: &Spread) -> Result<Vec<Factors>> {
+        let (weight, bias) = (self.weight.to_device(&Device::Cpu)?, self.bias.to_device(&Device::Cpu)?);
+        with_affine(&weight, &bias, self.epsilon, |affine| {
+            Ok(spread.0.iter().map(|moments| cpu::factors(moments, affine)).collect())
+        })
+    }
+
+    /// Rows of a feature map whose groups are spread as `spread` says, normalised, with SiLU behind that.
+    pub(super) fn forward_silu_by(&self, x: &Tensor, spread: &Spread) -> Result<Tensor> {
+        let factors = self.factors(spread)?;
+        if is_kernels(x) {
+            let size = feature_map::size(x)?;
+            return self.with_affine(|groups, affine| {
+                by_number!(x.dtype(), X => with_values::<X, _>(x, |data| by_number!(self.dtype, N => {
+                    let maps = NormalMaps { data, size, groups, affine };
+                    tensor_of::<N>(cpu::group_norm_by(&maps, &factors, Then::Silu), x.dims().to_vec())
+                })))
+            });
+        }
+        let (b, c, _, _) = x.dims4()?;
+        let per_channel = |of: fn(Factors) -> Vec<f32>, factors: Vec<Factors>| {
+            let values: Vec<f32> = factors.into_iter().flat_map(of).collect();
+            Tensor::from_vec(values, (b, c, 1, 1), x.device())
+        };
+        let shift = per_channel(|factors| factors.shift, self.factors(spread)?)?;
+        let scale = per_channel(|factors| factors.scale, factors)?;
+        let normal = x.to_dtype(DType::F32)?.broadcast_mul(&scale)?.broadcast_add(&shift)?;
+        Activation::Silu.forward(&normal.to_dtype(x.dtype())?)
     }
 
     fn normalise(&self, x: &Tensor, then: Then) -> Result<Tensor> {

@@ -1,8 +1,10 @@
 //! The residual block that the UNet and the VAE share.
 
+use std::collections::VecDeque;
+
 use candle_core::Tensor;
 
-use super::{Activation, After, Conv2d, GroupNorm, Linear, NormalConv, Weights, feature_map};
+use super::{Activation, After, Conv2d, GroupNorm, Linear, NormalConv, Strips, Weights, feature_map, strips::Halo};
 use crate::Result;
 
 /// Two normalised convolutions around a shortcut, told the timestep where there is one.
@@ -105,5 +107,32 @@ impl ResnetBlock {
             }
         };
         Ok(if self.divisor == 1.0 { y } else { (y / self.divisor)? })
+    }
+
+    /// As [`forward`](Self::forward), of a map in strips, in a block that is not told a timestep. Strips are let go of as soon
+    /// as nothing needs them any more.
+    ///
+    /// # Errors
+    ///
+    /// A shape that does not fit.
+    pub fn forward_strips(&self, x: Strips) -> Result<Strips> {
+        let Second::Added(second) = &self.second else {
+            return Err(candle_core::Error::Msg("a block that is told a timestep takes whole maps".to_owned()).into());
+        };
+        let spread = x.spread(&self.first)?;
+        let mut residuals = VecDeque::with_capacity(x.len());
+        let y = x.each(Halo::Both, |strip| {
+            let alone = After::as_type_of(strip.own());
+            residuals.push_back(match &self.shortcut {
+                Some(shortcut) => shortcut.forward_then(strip.own(), alone)?,
+                None => strip.own().clone(),
+            });
+            strip.crop(&self.first.forward_by(strip.whole(), &spread, alone)?, 1)
+        })?;
+        let spread = y.spread(second)?;
+        y.each(Halo::Both, |strip| {
+            let residual = strip.extend(&residuals.pop_front().expect("there is one for each strip"))?;
+            strip.crop(&second.forward_by(strip.whole(), &spread, After::added_to(&residual))?, 1)
+        })
     }
 }

@@ -44,6 +44,11 @@ impl<'a> Image<'a> {
     }
 }
 
+/// Latents as the decoder takes them, from those in units of what a schedule counts them in.
+fn in_units_of(latents: Tensor, unit: f64) -> Result<Tensor> {
+    if unit == 1.0 { Ok(latents) } else { Ok((latents * unit)?) }
+}
+
 impl InferencePipeline {
     /// The latents, `(1, c, h, w)` f32, of those of `images` whose job goes on to the end. All are of drawings that agree.
     ///
@@ -89,12 +94,13 @@ impl InferencePipeline {
             company.step_done(images);
             let done = number + 1;
             if done < schedule.steps.len() {
-                self.show_previews(images, done, &stepped.denoised, company)?;
+                self.show_previews(images, done, &in_units_of(stepped.denoised, schedule.unit)?, company)?;
             }
         }
         // Nearly always 1; multiplying copies.
         let scale = schedule.final_scale;
         let latents = batch.start.keep(if scale == 1.0 { latents } else { (latents * scale)? }, None)?;
+        let latents = in_units_of(latents, schedule.unit)?;
         let of_image = |(row, image)| Ok((image, latents.narrow(0, row, 1)?));
         batch.images.into_iter().enumerate().map(of_image).collect()
     }

@@ -169,6 +169,8 @@ pub struct ModelInfo {
     pub default_guidance_scale: f64,
     /// The checkpoint's own sampler.
     pub default_sampler: SamplerKind,
+    /// The samplers that draw with the checkpoint's network.
+    pub samplers: Vec<SamplerKind>,
     /// The checkpoint's own spacing.
     pub default_scheduler: SpacingKind,
     /// What a request may cost.
@@ -177,6 +179,8 @@ pub struct ModelInfo {
     pub prompts: PromptSupport,
     /// Which weights these are.
     pub digest: WeightsDigest,
+    /// What there is of memory.
+    pub memory: MemoryInfo,
 }
 
 /// What a model takes of prompts.
@@ -188,4 +192,13 @@ pub struct PromptSupport {
     pub max_chunks: usize,
     /// Whether it takes a second prompt and the sizes of a picture, as Stable Diffusion XL does.
     pub second: bool,
+}
+
+/// What a model takes of its device's memory, and what drawings may take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemoryInfo {
+    /// The weights in the type that the networks compute in.
+    pub weights_bytes: usize,
+    /// The most that a drawing may take besides; `None` where nothing is known.
+    pub limit_bytes: Option<usize>,
 }

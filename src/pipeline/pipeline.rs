@@ -8,6 +8,7 @@ use super::{
     Generate, Generated, GroupJob, ModelInfo, Monitor, Unwatched,
     group::Agreement,
     origin::{Given, Origin},
+    room::Room,
     text::{self, EncodedText, TextEncoder},
 };
 use crate::{
@@ -26,6 +27,8 @@ pub struct InferencePipeline {
     pub(super) info: ModelInfo,
     pub(super) networks: Networks,
     pub(super) checkpoint: Checkpoint,
+    /// What drawings may take of memory.
+    pub(super) room: Room,
     /// The autoencoder's encoder, once a request has brought a picture along.
     pub(super) encoder: Mutex<Option<Arc<VaeEncoder>>>,
     /// The most images that a network pass draws.
@@ -130,7 +133,8 @@ impl Generate for InferencePipeline {
             return Err(Error::invalid("clip_skip", message));
         }
         text::check(&self.networks.text, &self.spec, config)?;
-        self.schedule(config).map(|_| ())
+        self.schedule(config)?;
+        self.check_limit(config)
     }
 }
 
@@ -138,7 +142,7 @@ impl InferencePipeline {
     fn schedule(&self, config: &SamplingConfig) -> Result<(SchedulerOptions, Schedule)> {
         let sampler = config.sampler.unwrap_or(self.info.default_sampler);
         let spacing = config.scheduler.unwrap_or(self.info.default_scheduler);
-        let options = self.spec.scheduler.options(sampler, spacing)?;
+        let options = self.spec.scheduler.options(sampler, spacing)?.with_eta(config.eta)?;
         let strength = if config.image.is_some() { config.strength } else { 1.0 };
         let schedule = Schedule::last_part(&options, config.steps, strength)?;
         Ok((options, schedule))

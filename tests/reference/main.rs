@@ -8,6 +8,8 @@ mod networks;
 mod pictures;
 mod prompts;
 mod published;
+mod rules;
 mod sampling;
+mod strips;
 mod support;
 mod tokenizing;
