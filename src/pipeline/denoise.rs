@@ -5,6 +5,8 @@
 
 use candle_core::Tensor;
 
+#[cfg(test)]
+use super::scarcity::Work;
 use super::{InferencePipeline, company::Company, origin::Start, pipeline::Drawing};
 use crate::{
     Result,
@@ -107,6 +109,8 @@ impl InferencePipeline {
 
     /// What the network says of a batch, guided where that was asked for: `(b, c, h, w)` f32.
     fn outputs(&self, seen: &Tensor, level: Level, told: &Told) -> Result<Tensor> {
+        #[cfg(test)]
+        self.scarcity.meet(Work::Denoise { images: seen.dim(0)? })?;
         let outputs = self.networks.unet.forward(seen, level.timestep, &told.prepared)?;
         match &told.guidance {
             Some(guidance) => guidance.guide(&outputs),
@@ -125,7 +129,7 @@ impl InferencePipeline {
         let is_first = |row: usize| row == 0 || images[row - 1].job != images[row].job;
         for (row, image) in images.iter().enumerate().filter(|(row, _)| is_first(*row)) {
             let every = image.drawing.config.preview_every;
-            if every > 0 && done.is_multiple_of(every) && company.goes_on(image.job) {
+            if every > 0 && done.is_multiple_of(every) && company.is_new(image.job) && company.goes_on(image.job) {
                 company.preview(image.job, self.preview(&denoised.narrow(0, row, 1)?)?);
             }
         }
