@@ -473,8 +473,9 @@ pub struct PictureConfig {
     /// How many images; image i has seed + i
     #[arg(long, default_value_t = 1, value_name = "IMAGES")]
     pub n: usize,
-    /// ddim, pndm, euler, euler_ancestral, heun, dpmpp_2m, dpm_2, dpm_2_ancestral, lms, uni_pc, deis or ddpm [default: the
-    /// model's]
+    /// ddim, pndm, euler, euler_ancestral, heun, dpmpp_2m, dpm_2, dpm_2_ancestral, lms, uni_pc, deis, ddpm,
+    /// dpmpp_2s_ancestral, dpmpp_sde, dpmpp_2m_sde, dpmpp_3m_sde, dpm_single, lcm, tcd, edm_euler or edm_dpmpp_2m [default:
+    /// the model's]
     #[arg(long)]
     pub sampler: Option<SamplerKind>,
     /// Spacing of the noise levels: checkpoint, karras, exponential or beta [default: the model's]
@@ -483,6 +484,9 @@ pub struct PictureConfig {
     /// How many of the text encoder's last layers to leave out [default: 0]
     #[arg(long, value_name = "LAYERS")]
     pub clip_skip: Option<usize>,
+    /// How much noise each step of ddim adds, 0 to 1 [default: 0]; for tcd it is gamma [default: 0.3]
+    #[arg(long)]
+    pub eta: Option<f64>,
     /// Picture to start from; the drawing takes its size, rounded down to multiples of 8
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
@@ -527,6 +531,18 @@ pub struct PictureConfig {
     /// Stable Diffusion XL: the size that the picture is said to be meant for [default: its own]
     #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = picture_size)]
     pub target_size: Option<PictureSize>,
+    /// How far guidance is kept from overexposing, 0 to 1 [default: 0]
+    #[arg(long, value_name = "PART")]
+    pub guidance_rescale: Option<f64>,
+    /// The part of the steps before which there is no guidance, 0 to 1 [default: 0]
+    #[arg(long, value_name = "PART")]
+    pub guidance_start: Option<f64>,
+    /// The part of the steps from which on there is no guidance, 0 to 1 [default: 1]
+    #[arg(long, value_name = "PART")]
+    pub guidance_end: Option<f64>,
+    /// Models that edit pictures: how closely to follow the picture, 1 to 30 [default: 1.5]
+    #[arg(long, value_name = "SCALE")]
+    pub image_guidance_scale: Option<f64>,
     /// JPEG quality, 1 to 100 [default: 90]
     #[arg(long)]
     pub quality: Option<u8>,

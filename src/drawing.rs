@@ -44,6 +44,8 @@ pub struct DrawingParameters<'a> {
     long_prompt: LongPrompt,
     /// This and what follows stand there only where they mean something; the pictures themselves are left out.
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) eta: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) strength: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) mask_blur: Option<f32>,
@@ -59,6 +61,14 @@ pub struct DrawingParameters<'a> {
     crop: Option<CropOffset>,
     #[serde(skip_serializing_if = "Option::is_none")]
     target_size: Option<PictureSize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) guidance_rescale: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guidance_start: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guidance_end: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) image_guidance_scale: Option<f64>,
 }
 
 impl<'a> DrawingParameters<'a> {
@@ -79,7 +89,9 @@ impl<'a> DrawingParameters<'a> {
             clip_skip: config.clip_skip,
             prompt_syntax: config.prompt_syntax,
             long_prompt: config.long_prompt,
-            strength: config.image.is_some().then_some(config.strength),
+            eta: config.eta,
+            // A picture that is edited is drawn from noise alone.
+            strength: config.image.as_ref().filter(|_| config.image_guidance_scale.is_none()).map(|_| config.strength),
             mask_blur: config.mask.is_some().then_some(config.mask_blur),
             inpaint_padding: config.inpaint_padding,
             prompt_2: config.prompt_2.as_deref(),
@@ -87,6 +99,10 @@ impl<'a> DrawingParameters<'a> {
             original_size: config.original_size,
             crop: config.crop,
             target_size: config.target_size,
+            guidance_rescale: Some(config.guidance_rescale).filter(|rescale| *rescale != 0.0),
+            guidance_start: Some(config.guidance_start).filter(|start| *start != 0.0),
+            guidance_end: Some(config.guidance_end).filter(|end| *end != 1.0),
+            image_guidance_scale: config.image_guidance_scale,
         }
     }
 

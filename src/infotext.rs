@@ -38,8 +38,12 @@ pub fn infotext(parameters: &DrawingParameters<'_>, model: &str, digest: Option<
         ("Model hash", digest.map(|digest| short_digest(digest).to_owned())),
         ("Model", Some(model.to_owned())),
         ("Clip skip", clip_skip),
+        ("Eta", parameters.eta.map(|eta| eta.to_string())),
         ("Denoising strength", parameters.strength.map(|strength| strength.to_string())),
         ("Mask blur", parameters.mask_blur.map(|blur| blur.to_string())),
+        // The name that the web UI's extension CFG_Rescale_webui gives it.
+        ("CFG Rescale", parameters.guidance_rescale.map(|rescale| rescale.to_string())),
+        ("Image CFG scale", parameters.image_guidance_scale.map(|scale| scale.to_string())),
         ("Model SHA-256", digest.map(str::to_owned)),
         ("Version", Some(format!("darkroom {}", env!("CARGO_PKG_VERSION")))),
     ];
@@ -62,6 +66,15 @@ const fn sampler_label(sampler: SamplerKind) -> &'static str {
         SamplerKind::UniPc => "UniPC",
         SamplerKind::Deis => "DEIS",
         SamplerKind::Ddpm => "DDPM",
+        SamplerKind::Dpmpp2sAncestral => "DPM++ 2S a",
+        SamplerKind::DpmppSde => "DPM++ SDE",
+        SamplerKind::Dpmpp2mSde => "DPM++ 2M SDE",
+        SamplerKind::Dpmpp3mSde => "DPM++ 3M SDE",
+        SamplerKind::DpmSingle => "DPM++ 2S",
+        SamplerKind::Lcm => "LCM",
+        SamplerKind::Tcd => "TCD",
+        SamplerKind::EdmEuler => "Euler EDM",
+        SamplerKind::EdmDpmpp2m => "DPM++ 2M EDM",
     }
 }
 
@@ -182,12 +195,22 @@ mod tests {
     }
 
     #[test]
+    fn eta_is_written_where_a_request_gave_it() {
+        let config = SamplingConfig { sampler: Some(SamplerKind::Ddim), eta: Some(0.5), ..config() };
+        assert!(pairs(&text(&config, "m")).contains(&("Eta".to_owned(), "0.5".to_owned())));
+        let without = SamplingConfig { eta: None, ..config };
+        assert!(!text(&without, "m").contains("Eta"));
+    }
+
+    #[test]
     fn every_sampler_has_the_web_uis_name() {
         let spacings = SpacingKind::ALL.map(schedule_label);
         assert_eq!(spacings, [None, Some("Karras"), Some("Exponential"), Some("Beta")]);
         let labels = SamplerKind::ALL.map(sampler_label);
         let usual = ["DDIM", "PLMS", "Euler", "Euler a", "Heun", "DPM++ 2M"];
         assert_eq!(labels[..6], usual);
-        assert_eq!(labels[6..], ["DPM2", "DPM2 a", "LMS", "UniPC", "DEIS", "DDPM"]);
+        assert_eq!(labels[6..12], ["DPM2", "DPM2 a", "LMS", "UniPC", "DEIS", "DDPM"]);
+        assert_eq!(labels[12..16], ["DPM++ 2S a", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 3M SDE"]);
+        assert_eq!(labels[16..], ["DPM++ 2S", "LCM", "TCD", "Euler EDM", "DPM++ 2M EDM"]);
     }
 }

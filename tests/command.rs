@@ -52,6 +52,17 @@ async fn one_picture_goes_to_its_file_and_several_are_numbered() {
     assert_eq!(names(folder.path()), ["fox-0.jpg", "fox-1.jpg", "fox.png"]);
 }
 
+#[tokio::test]
+async fn eta_is_for_the_samplers_that_take_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fox.png");
+    draw(&parse(&path, &["--seed", "7", "--sampler", "ddim", "--eta", "0.5"])).await.unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    assert!(bytes.windows(9).any(|window| window == br#""eta":0.5"#));
+    let error = draw(&parse(&path, &["--sampler", "lms", "--eta", "0.5"])).await.unwrap_err();
+    assert!(error.to_string().contains("eta: is 0.5, which means nothing to the sampler lms"), "{error}");
+}
+
 #[test]
 fn a_negative_prompt_may_be_absent_or_empty() {
     let negative = |more: &[&str]| parse(Path::new("fox.png"), more).picture.negative_prompt;

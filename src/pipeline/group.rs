@@ -30,7 +30,10 @@ pub(super) struct Agreement {
     steps: usize,
     sampler: SamplerKind,
     spacing: SpacingKind,
+    eta: Option<f64>,
     is_guided: bool,
+    /// The part of the steps that are guided.
+    guided: (f64, f64),
     /// The strength of those that start from a picture.
     strength: Option<f64>,
     has_mask: bool,
@@ -54,6 +57,7 @@ impl InferencePipeline {
             n: _,
             sampler,
             scheduler,
+            eta,
             image,
             mask,
             mask_blur: _,
@@ -68,13 +72,19 @@ impl InferencePipeline {
             original_size: _,
             crop: _,
             target_size: _,
+            guidance_rescale: _,
+            guidance_start,
+            guidance_end,
+            image_guidance_scale: _,
         } = config;
         Ok(Agreement {
             size: (height, width),
             steps: *steps,
             sampler: sampler.unwrap_or(self.info.default_sampler),
             spacing: scheduler.unwrap_or(self.info.default_scheduler),
+            eta: *eta,
             is_guided: text::is_guided(config),
+            guided: if text::is_guided(config) { (*guidance_start, *guidance_end) } else { (0.0, 1.0) },
             strength: image.as_ref().map(|_| *strength),
             has_mask: mask.is_some(),
             prompt_chunks: text::chunk_count(&self.networks.text, &self.spec, config)?,

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use candle_core::DType;
 
 use super::{
-    BatchChoice, InferencePipeline, MemoryInfo, ModelInfo, TilingChoice,
+    BatchChoice, InferencePipeline, MemoryInfo, ModelInfo, PictureUse, TilingChoice,
     pipeline::Networks,
     room::Room,
     text::{self, TextEncoder},
@@ -113,11 +113,13 @@ impl InferencePipeline {
                 .scheduler
                 .own_sampler()
                 .map_err(|message| Error::UnsupportedCheckpoint { path: checkpoint.path("scheduler"), message })?,
+            samplers: spec.scheduler.samplers(),
             default_scheduler: spec.scheduler.own_spacing(),
             limits: options.limits,
             prompts: text::support(&spec, &networks.text),
             digest: checkpoint.digest(components)?,
             memory: MemoryInfo { weights_bytes, limit_bytes: room.limit },
+            pictures: if spec.edits { PictureUse::Edit } else { PictureUse::Start },
         };
         Ok(Self {
             spec,

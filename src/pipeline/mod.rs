@@ -23,7 +23,7 @@ mod text;
 
 pub use batch::BatchChoice;
 pub use generate::{
-    Generate, Generated, GroupJob, MemoryInfo, ModelInfo, Monitor, PromptSupport, StageTimings, Unwatched,
+    Generate, Generated, GroupJob, MemoryInfo, ModelInfo, Monitor, PictureUse, PromptSupport, StageTimings, Unwatched,
 };
 pub use load::LoadOptions;
 pub use pipeline::InferencePipeline;

@@ -102,7 +102,8 @@ impl InferencePipeline {
             return 1;
         }
         let free = self.room.free(&self.networks.device);
-        let fits = |images: &usize| free.is_none_or(|free| self.pass_bytes(size, 2 * images) <= free);
+        let passes = text::most_passes(&self.spec);
+        let fits = |images: &usize| free.is_none_or(|free| self.pass_bytes(size, passes * images) <= free);
         (1..=most).rev().find(fits).unwrap_or(1)
     }
 
@@ -145,7 +146,7 @@ impl InferencePipeline {
     /// What a drawing of one image at a time takes at least.
     fn least_bytes(&self, config: &SamplingConfig, size: (usize, usize)) -> usize {
         let tiling = self.room.tiling.least();
-        let pass = self.pass_bytes(size, if text::is_guided(config) { 2 } else { 1 });
+        let pass = self.pass_bytes(size, if text::is_guided(config) { text::most_passes(&self.spec) } else { 1 });
         let encode = if config.image.is_some() { self.coding_bytes(Coding::Encode, size, tiling) } else { 0 };
         pass.max(encode).max(self.coding_bytes(Coding::Decode, size, tiling))
     }

@@ -16,12 +16,16 @@ pub const MAX_SEED: u64 = (1 << 53) - 1;
 pub const SIDE_PX: std::ops::RangeInclusive<usize> = 64..=2048;
 const STEPS: std::ops::RangeInclusive<usize> = 1..=150;
 const GUIDANCE: std::ops::RangeInclusive<f64> = 0.0..=30.0;
+const IMAGE_GUIDANCE: std::ops::RangeInclusive<f64> = 1.0..=30.0;
 const MAX_CLIP_SKIP: usize = 12;
 const MAX_MASK_BLUR: f32 = 64.0;
 const MAX_PADDING: u32 = 512;
 
 /// How much of a picture is drawn anew when a request does not say.
 pub const DEFAULT_STRENGTH: f64 = 0.75;
+
+/// How far a picture that is edited is followed when a request does not say.
+pub const DEFAULT_IMAGE_GUIDANCE_SCALE: f64 = 1.5;
 
 /// Everything that decides a picture, apart from the model.
 ///
@@ -49,6 +53,9 @@ pub struct SamplingConfig {
     pub sampler: Option<SamplerKind>,
     /// The spacing of the noise levels; `None` is the checkpoint's own.
     pub scheduler: Option<SpacingKind>,
+    /// How much noise each step of `ddim` adds, 0..=1: 1 is DDPM's. For `tcd` it is γ. `None` is 0 for the first and 0.3 for
+    /// the second; the other samplers have no such choice.
+    pub eta: Option<f64>,
     /// The picture to start from; `None` draws from noise alone. It is resized to the size of the drawing.
     pub image: Option<Arc<RgbImage>>,
     /// What of `image` is drawn anew: white (128 and more). It is resized to the size of the drawing.
@@ -79,6 +86,16 @@ pub struct SamplingConfig {
     pub crop: Option<CropOffset>,
     /// The size that it is said to be meant for; `None` is its own.
     pub target_size: Option<PictureSize>,
+    /// How far the deviation of a guided output is brought back to that of the output with the prompt, 0..=1 (Lin et al.
+    /// 2023, section 3.4); 0 leaves it.
+    pub guidance_rescale: f64,
+    /// The part of the drawn steps before which there is no guidance: step `i` of `n` is guided where
+    /// `guidance_start <= i / n < guidance_end`. Others make one network pass.
+    pub guidance_start: f64,
+    /// The part of the drawn steps from which on there is no guidance, above `guidance_start` and up to 1.
+    pub guidance_end: f64,
+    /// How far `image` is followed by a model that edits pictures, 1..=30; `None` is 1.5. Others do not take it.
+    pub image_guidance_scale: Option<f64>,
 }
 
 impl Default for SamplingConfig {
@@ -94,6 +111,7 @@ impl Default for SamplingConfig {
             n: 1,
             sampler: None,
             scheduler: None,
+            eta: None,
             image: None,
             mask: None,
             mask_blur: 0.0,
@@ -108,6 +126,10 @@ impl Default for SamplingConfig {
             original_size: None,
             crop: None,
             target_size: None,
+            guidance_rescale: 0.0,
+            guidance_start: 0.0,
+            guidance_end: 1.0,
+            image_guidance_scale: None,
         }
     }
 }
@@ -152,9 +174,17 @@ impl SamplingConfig {
         if !STEPS.contains(&self.steps) {
             return Err(Error::invalid("steps", format!("is {}; 1 to 150 are allowed", self.steps)));
         }
+        if let Some(eta) = self.eta {
+            if !(0.0..=1.0).contains(&eta) {
+                return Err(Error::invalid("eta", format!("is {eta}; 0 to 1 is allowed")));
+            }
+            // Where the checkpoint chooses the sampler, it checks this too.
+            self.sampler.map_or(Ok(()), |sampler| sampler.check_eta(eta))?;
+        }
         if !GUIDANCE.contains(&self.guidance_scale) {
             return Err(Error::invalid("guidance_scale", format!("is {}; 0 to 30 is allowed", self.guidance_scale)));
         }
+        self.validate_guidance()?;
         if self.n == 0 || self.n > limits.max_batch {
             let (n, most) = (self.n, limits.max_batch);
             return Err(Error::invalid("n", format!("is {n}; this worker allows 1 to {most} images a request")));
@@ -174,6 +204,25 @@ impl SamplingConfig {
             return Err(Error::invalid("preview_every", format!("is {}; 0 to 150 is allowed", self.preview_every)));
         }
         self.validate_picture()
+    }
+
+    /// Checks what belongs to guidance besides its scale.
+    fn validate_guidance(&self) -> Result<()> {
+        let Self { guidance_rescale: rescale, guidance_start: start, guidance_end: end, .. } = *self;
+        if !(0.0..=1.0).contains(&rescale) {
+            return Err(Error::invalid("guidance_rescale", format!("is {rescale}; 0 to 1 is allowed")));
+        }
+        if !(0.0..1.0).contains(&start) {
+            return Err(Error::invalid("guidance_start", format!("is {start}; 0 and more, below 1, is allowed")));
+        }
+        if !(end > start && end <= 1.0) {
+            let message = format!("is {end}; above guidance_start, which is {start}, and up to 1 is allowed");
+            return Err(Error::invalid("guidance_end", message));
+        }
+        match self.image_guidance_scale.filter(|scale| !IMAGE_GUIDANCE.contains(scale)) {
+            Some(scale) => Err(Error::invalid("image_guidance_scale", format!("is {scale}; 1 to 30 is allowed"))),
+            None => Ok(()),
+        }
     }
 
     /// Checks what belongs to a picture to start from.
@@ -236,11 +285,29 @@ pub enum SamplerKind {
     Deis,
     /// Denoising diffusion probabilistic models (Ho et al. 2020).
     Ddpm,
+    /// DPM-Solver++(2S) with ancestral noise (Lu et al. 2022; k-diffusion).
+    Dpmpp2sAncestral,
+    /// DPM-Solver++ on the reverse SDE, of second order in one step (Lu et al. 2022; k-diffusion).
+    DpmppSde,
+    /// DPM-Solver++(2M) on the reverse SDE.
+    Dpmpp2mSde,
+    /// DPM-Solver++(3M) on the reverse SDE (k-diffusion).
+    Dpmpp3mSde,
+    /// DPM-Solver++ by single steps, of up to third order (Lu et al. 2022).
+    DpmSingle,
+    /// Latent consistency models' multi-step sampling (Luo et al. 2023).
+    Lcm,
+    /// Trajectory consistency distillation's strategic stochastic sampling (Zheng et al. 2024).
+    Tcd,
+    /// Euler's method for networks that were preconditioned as EDM's (Karras et al. 2022).
+    EdmEuler,
+    /// DPM-Solver++(2M) for the same.
+    EdmDpmpp2m,
 }
 
 impl SamplerKind {
     /// Every sampler, in the order in which they are shown.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 21] = [
         Self::Ddim,
         Self::Pndm,
         Self::Euler,
@@ -253,12 +320,41 @@ impl SamplerKind {
         Self::UniPc,
         Self::Deis,
         Self::Ddpm,
+        Self::Dpmpp2sAncestral,
+        Self::DpmppSde,
+        Self::Dpmpp2mSde,
+        Self::Dpmpp3mSde,
+        Self::DpmSingle,
+        Self::Lcm,
+        Self::Tcd,
+        Self::EdmEuler,
+        Self::EdmDpmpp2m,
     ];
 
     /// Whether diffusers' class is made as its DPM-Solver is: it counts the end as one more timestep, and keeps latents at
     /// total variance 1.
     pub(super) const fn is_of_dpm_solver_kind(self) -> bool {
-        matches!(self, Self::Dpmpp2m | Self::UniPc | Self::Deis)
+        use SamplerKind::{Deis, DpmSingle, Dpmpp2m, Dpmpp2mSde, Dpmpp3mSde, UniPc};
+        matches!(self, Dpmpp2m | Dpmpp2mSde | Dpmpp3mSde | DpmSingle | UniPc | Deis)
+    }
+
+    /// Whether it draws with networks that were preconditioned as EDM's, and with no other.
+    pub(super) const fn is_edm(self) -> bool {
+        matches!(self, Self::EdmEuler | Self::EdmDpmpp2m)
+    }
+
+    /// Whether it is made for networks that were distilled to few steps.
+    pub(super) const fn is_for_distilled(self) -> bool {
+        matches!(self, Self::Lcm | Self::Tcd)
+    }
+
+    /// Refuses `eta` for samplers to which it means nothing.
+    pub(super) fn check_eta(self, eta: f64) -> Result<()> {
+        if matches!(self, Self::Ddim | Self::Tcd) {
+            return Ok(());
+        }
+        let message = format!("is {eta}, which means nothing to the sampler {self}; ddim and tcd take it");
+        Err(Error::invalid("eta", message))
     }
 
     /// The name on the wire and on the command line.
@@ -277,6 +373,15 @@ impl SamplerKind {
             Self::UniPc => "uni_pc",
             Self::Deis => "deis",
             Self::Ddpm => "ddpm",
+            Self::Dpmpp2sAncestral => "dpmpp_2s_ancestral",
+            Self::DpmppSde => "dpmpp_sde",
+            Self::Dpmpp2mSde => "dpmpp_2m_sde",
+            Self::Dpmpp3mSde => "dpmpp_3m_sde",
+            Self::DpmSingle => "dpm_single",
+            Self::Lcm => "lcm",
+            Self::Tcd => "tcd",
+            Self::EdmEuler => "edm_euler",
+            Self::EdmDpmpp2m => "edm_dpmpp_2m",
         }
     }
 }
@@ -399,6 +504,9 @@ mod tests {
             ("n", SamplingConfig { n: 9, ..valid() }),
             ("clip_skip", SamplingConfig { clip_skip: 13, ..valid() }),
             ("preview_every", SamplingConfig { preview_every: 151, ..valid() }),
+            ("eta", SamplingConfig { eta: Some(1.1), ..valid() }),
+            ("eta", SamplingConfig { eta: Some(f64::NAN), ..valid() }),
+            ("eta", SamplingConfig { eta: Some(0.5), sampler: Some(SamplerKind::Ddpm), ..valid() }),
             ("strength", SamplingConfig { strength: 0.0, ..valid() }),
             ("strength", SamplingConfig { strength: f64::NAN, ..valid() }),
             ("mask", SamplingConfig { mask: Some(Arc::new(GrayImage::new(8, 8))), ..valid() }),
@@ -429,7 +537,8 @@ mod tests {
         assert_eq!(
             error,
             "sampler: is \"ddimm\"; one of ddim, pndm, euler, euler_ancestral, heun, dpmpp_2m, dpm_2, dpm_2_ancestral, \
-             lms, uni_pc, deis, ddpm is allowed"
+             lms, uni_pc, deis, ddpm, dpmpp_2s_ancestral, dpmpp_sde, dpmpp_2m_sde, dpmpp_3m_sde, dpm_single, lcm, tcd, \
+             edm_euler, edm_dpmpp_2m is allowed"
         );
     }
 }

@@ -5,7 +5,11 @@
 
 mod batch;
 mod beta;
+mod bound;
 mod config;
+mod distilled;
+mod edm;
+mod guidance;
 mod level;
 mod noise;
 mod prediction;
@@ -15,12 +19,18 @@ mod schedule;
 mod scheduler_config;
 mod scheduler_keys;
 mod scheduler_options;
+mod scheduler_reader;
+mod solver;
 mod timesteps;
 mod training;
 
+pub use batch::BatchNoise;
 pub(crate) use batch::select;
-pub use batch::{BatchNoise, Guidance};
-pub use config::{DEFAULT_STRENGTH, Limits, SIDE_PX, SamplerKind, SamplingConfig, SpacingKind};
+pub use bound::Bound;
+pub use config::{
+    DEFAULT_IMAGE_GUIDANCE_SCALE, DEFAULT_STRENGTH, Limits, SIDE_PX, SamplerKind, SamplingConfig, SpacingKind,
+};
+pub use guidance::{Guidance, Push, guided_steps};
 pub use level::noisy;
 pub use noise::NoiseGenerator;
 pub use prediction::PredictionType;
@@ -29,4 +39,5 @@ pub use samplers::{Asked, Between, Denoise, Sampler, Stepped};
 pub use schedule::{Level, Schedule, SecondLook, Step, steps_of_strength};
 pub use scheduler_config::SchedulerConfig;
 pub use scheduler_keys::Setting;
-pub use scheduler_options::{BetaSchedule, Bh, FinalSigmas, Interpolation, SchedulerOptions, TimestepSpacing};
+pub use scheduler_options::{BetaSchedule, FinalSigmas, Interpolation, SchedulerOptions, TimestepSpacing};
+pub use solver::{Algorithm, Bh, Edm, Solver, SolverType, UniPcOptions, Variance};
