@@ -7,6 +7,8 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
+#[cfg(test)]
+use super::scarcity::Work;
 use super::{InferencePipeline, company::Company, origin::Start, pipeline::Drawing};
 use crate::{
     Result,
@@ -123,14 +125,18 @@ impl InferencePipeline {
 
     /// What the network says of a batch, guided: `(b, c, h, w)` f32.
     fn guided(&self, start: &Start, x: &Tensor, level: Level, (told, guidance): (&Told, &Guidance)) -> Result<Tensor> {
-        let seen = start.seen_for_guidance(x)?;
-        guidance.guide(&self.networks.unet.forward(&seen, level.timestep, &told.prepared)?)
+        guidance.guide(&self.forward(&start.seen_for_guidance(x)?, level, &told.prepared)?)
     }
 
     /// What the network says of a batch, told its prompts alone: `(b, c, h, w)` f32.
     fn unguided(&self, start: &Start, x: &Tensor, level: Level, told: &Told) -> Result<Tensor> {
-        let prepared = told.alone.as_ref().unwrap_or(&told.prepared);
-        self.networks.unet.forward(&start.seen(x)?, level.timestep, prepared)
+        self.forward(&start.seen(x)?, level, told.alone.as_ref().unwrap_or(&told.prepared))
+    }
+
+    fn forward(&self, seen: &Tensor, level: Level, prepared: &Prepared) -> Result<Tensor> {
+        #[cfg(test)]
+        self.scarcity.meet(Work::Denoise { images: seen.dim(0)? })?;
+        self.networks.unet.forward(seen, level.timestep, prepared)
     }
 
     /// Shows each job that asked for it what its first image of the batch looks like, `done` steps on.
@@ -144,7 +150,7 @@ impl InferencePipeline {
         let is_first = |row: usize| row == 0 || images[row - 1].job != images[row].job;
         for (row, image) in images.iter().enumerate().filter(|(row, _)| is_first(*row)) {
             let every = image.drawing.config.preview_every;
-            if every > 0 && done.is_multiple_of(every) && company.goes_on(image.job) {
+            if every > 0 && done.is_multiple_of(every) && company.is_new(image.job) && company.goes_on(image.job) {
                 company.preview(image.job, self.preview(&denoised.narrow(0, row, 1)?)?);
             }
         }

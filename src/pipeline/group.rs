@@ -141,14 +141,20 @@ impl InferencePipeline {
         let Some(first) = images.first().copied() else { return Ok(()) };
         let mut jobs: Vec<usize> = images.iter().map(|image| image.job).collect();
         jobs.dedup();
-        let began = Instant::now();
+        let mut began = Instant::now();
         let size = first.drawing.agreement.size;
+        let steps_before = company.steps_done(&jobs);
         let mut denoised = self.denoise(images.clone(), company);
         if let Err(error) = &denoised
             && error.is_out_of_memory()
         {
             tracing::warn!(%error, images = images.len(), "the device is out of memory; trying once more with less");
             self.forget_encoder();
+            company.go_back(&jobs, &steps_before);
+            for job in &jobs {
+                company.took(*job, Timed::Denoise, began.elapsed());
+            }
+            began = Instant::now();
             if images.len() > 1 {
                 // Halves of halves come to one image, which is tried once more.
                 let (first, second) = images.split_at(images.len() / 2);

@@ -129,6 +129,8 @@ impl InferencePipeline {
             room,
             encoder: Mutex::default(),
             batch: options.batch.resolve(&device),
+            #[cfg(test)]
+            scarcity: super::scarcity::Scarcity::default(),
         })
     }
 }

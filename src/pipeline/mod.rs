@@ -15,6 +15,8 @@ mod pipeline;
 mod pixels;
 mod previews;
 mod room;
+#[cfg(test)]
+pub(crate) mod scarcity;
 mod self_check;
 mod stages;
 mod text;

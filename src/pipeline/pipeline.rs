@@ -37,6 +37,9 @@ pub struct InferencePipeline {
     pub(super) encoder: Mutex<Option<Arc<VaeEncoder>>>,
     /// The most images that a network pass draws.
     pub(super) batch: usize,
+    /// When the device runs out of memory, in tests.
+    #[cfg(test)]
+    pub(crate) scarcity: super::scarcity::Scarcity,
 }
 
 /// The networks on their device.

@@ -88,7 +88,7 @@ impl Room {
 
 /// What is done with a picture by the autoencoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Coding {
+pub(crate) enum Coding {
     Encode,
     Decode,
 }
@@ -170,11 +170,21 @@ impl InferencePipeline {
         &self,
         coding: Coding,
         size: (usize, usize),
-        run: impl FnMut(Tiling) -> Result<T>,
+        mut run: impl FnMut(Tiling) -> Result<T>,
     ) -> Result<T> {
         let free = self.room.free(&self.networks.device);
         let tiling = self.room.tiling.resolve(self.coding_bytes(coding, size, Tiling::Off), free);
-        with_less(&[tiling, self.room.tiling.least()], size, || self.forget_encoder(), run)
+        let ways = [tiling, self.room.tiling.least()];
+        with_less(
+            &ways,
+            size,
+            || self.forget_encoder(),
+            |tiling| {
+                #[cfg(test)]
+                self.scarcity.meet(super::scarcity::Work::Code(coding, tiling))?;
+                run(tiling)
+            },
+        )
     }
 
     /// Lets go of what can be read again.
