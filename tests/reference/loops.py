@@ -20,6 +20,7 @@ class Denoiser:
         self.rescale = case.get("guidance_rescale", 0.0)
         self.part = case.get("guidance_start", 0.0), case.get("guidance_end", 1.0)
         self.text, self.added = embeddings
+        self.is_clamped = pipe.scheduler.config.get("rescale_betas_zero_snr", False)
         self.prediction = pipe.scheduler.config.prediction_type
 
     def output(self, x, sigma, t):
@@ -105,7 +106,7 @@ def heun(denoise, x, levels, _generator):
         denoise.begin_step(index, len(levels))
         slope = denoise(x, sigma, t)
         predicted = x + (following - sigma) * slope
-        if index > 0 and following > 0:
+        if not (index == 0 and denoise.is_clamped) and following > 0:
             slope = (slope + denoise(predicted, following, levels[index + 1][0])) / 2
             predicted = x + (following - sigma) * slope
         x = predicted
