@@ -12,13 +12,18 @@ use super::{
 use crate::{
     Error, Result,
     models::{Added, Conditioning, Family, ModelSpec},
-    sampling::{CropOffset, LongPrompt, PictureSize, SamplingConfig},
+    sampling::{CropOffset, LongPrompt, PictureSize, SamplingConfig, guided_steps},
 };
 
 /// Whether a request is guided with two network passes a step. A network that is told the guidance scale needs one, as in
 /// diffusers' pipelines of every class.
 pub(in crate::pipeline) fn is_guided(spec: &ModelSpec, config: &SamplingConfig) -> bool {
     config.guidance_scale > 1.0 && !spec.unet.is_told_guidance()
+}
+
+/// How many network passes a guided step makes.
+pub(in crate::pipeline) const fn most_passes(spec: &ModelSpec) -> usize {
+    if spec.edits { 3 } else { 2 }
 }
 
 /// Checks that every encoder can read a request's prompts, and that the model takes what is said besides.
@@ -85,6 +90,10 @@ pub(in crate::pipeline) fn condition(
     if is_guided(spec, config) && prompts.len() == 1 {
         texts.insert(0, texts[0].zeros()?);
     }
+    if is_guided(spec, config) && spec.edits {
+        // With neither, with the picture, with the picture and the prompt.
+        texts.insert(0, texts[0].clone());
+    }
     warn((encoders, spec), config, &prompts, &tokens, warnings);
     let added = added(&texts, told_sizes(config, (height, width)))?;
     let states: Vec<&Tensor> = texts.iter().map(|text| &text.states).collect();
@@ -134,12 +143,38 @@ fn warn(
     let negatives = [("negative_prompt", &config.negative_prompt), ("negative_prompt_2", &config.negative_prompt_2)];
     for (field, _) in negatives.iter().filter(|(_, text)| text.as_ref().is_some_and(|text| !text.is_empty())) {
         if !is_guided(spec, config) {
-            warnings.push(if spec.unet.is_told_guidance() {
-                format!("{field} has no effect with this model, which is told the guidance_scale instead")
-            } else {
-                format!("{field} has no effect at guidance_scale {}; above 1 it has", config.guidance_scale)
-            });
+            warnings.push(without_effect(field, spec, config));
         }
+    }
+    warn_of_guidance(spec, config, warnings);
+}
+
+/// Tells what of guidance means nothing.
+fn warn_of_guidance(spec: &ModelSpec, config: &SamplingConfig, warnings: &mut Vec<String>) {
+    let SamplingConfig { guidance_start: start, guidance_end: end, .. } = *config;
+    let steps = config.steps_drawn();
+    if is_guided(spec, config) {
+        if guided_steps(start, end, steps).is_empty() {
+            warnings.push(format!("none of {steps} steps is guided from guidance_start {start} to guidance_end {end}"));
+        }
+        return;
+    }
+    let given = [
+        ("guidance_rescale", config.guidance_rescale > 0.0),
+        ("guidance_start", start > 0.0),
+        ("guidance_end", end < 1.0),
+    ];
+    for (field, _) in given.into_iter().filter(|(_, given)| *given) {
+        warnings.push(without_effect(field, spec, config));
+    }
+}
+
+/// What is said of a field that acts in guided passes alone.
+fn without_effect(field: &str, spec: &ModelSpec, config: &SamplingConfig) -> String {
+    if spec.unet.is_told_guidance() {
+        format!("{field} has no effect with this model, which is told the guidance_scale instead")
+    } else {
+        format!("{field} has no effect at guidance_scale {}; above 1 it has", config.guidance_scale)
     }
 }
 
