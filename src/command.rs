@@ -21,7 +21,7 @@ use crate::{
     output::{OutputFormat, OutputOptions, PictureText, encode},
     pictures::{Encoded, GivenPictures},
     pipeline::{Generate, ModelInfo},
-    sampling::SamplingConfig,
+    sampling::{SamplingConfig, steps_of_sigmas},
 };
 
 /// Why there is no picture.
@@ -150,12 +150,13 @@ fn sampling_config(picture: &PictureConfig, model: &ModelInfo, pictures: Samplin
         negative_prompt: picture.negative_prompt.clone(),
         width: Some(width),
         height: Some(height),
-        steps: picture.steps.unwrap_or(model.default_steps),
+        steps: picture.steps.unwrap_or(picture.sigmas.as_deref().map_or(model.default_steps, steps_of_sigmas)),
         guidance_scale: picture.guidance_scale.unwrap_or(model.default_guidance_scale),
         seed: picture.seed.unwrap_or_else(|| random_seed(picture.n)),
         n: picture.n,
         sampler: Some(picture.sampler.unwrap_or(model.default_sampler)),
-        scheduler: Some(picture.scheduler.unwrap_or(model.default_scheduler)),
+        scheduler: picture.scheduler.or_else(|| picture.sigmas.is_none().then_some(model.default_scheduler)),
+        sigmas: picture.sigmas.clone(),
         clip_skip: picture.clip_skip,
         ..pictures
     })

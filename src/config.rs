@@ -460,9 +460,13 @@ pub struct PictureConfig {
     /// model's]
     #[arg(long)]
     pub sampler: Option<SamplerKind>,
-    /// Spacing of the noise levels: checkpoint, karras, exponential or beta [default: the model's]
+    /// Spacing of the noise levels: checkpoint, karras, exponential, beta, lu, sgm_uniform, simple, ddim_uniform, kl_optimal,
+    /// ays, leading, linspace or trailing [default: the model's]
     #[arg(long)]
     pub scheduler: Option<SpacingKind>,
+    /// The noise levels themselves, falling, one for each step, such as 14.6,7.1,2.2,0
+    #[arg(long, value_name = "SIGMA,..", value_delimiter = ',', allow_negative_numbers = true)]
+    pub sigmas: Option<Vec<f64>>,
     /// How many of the text encoder's last layers to leave out
     #[arg(long, default_value_t = 0, value_name = "LAYERS")]
     pub clip_skip: usize,

@@ -40,6 +40,9 @@ pub struct DrawingParameters<'a> {
     pub(crate) sampler: Option<SamplerKind>,
     #[serde(serialize_with = "scheduler_name")]
     pub(crate) scheduler: Option<SpacingKind>,
+    /// The noise levels, where the request lists them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sigmas: Option<&'a [f64]>,
     pub(crate) clip_skip: usize,
     /// This and what follows stand there only where they mean something; the pictures themselves are left out.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,6 +68,7 @@ impl<'a> DrawingParameters<'a> {
             n: config.n,
             sampler: config.sampler,
             scheduler: config.scheduler,
+            sigmas: config.sigmas.as_deref(),
             clip_skip: config.clip_skip,
             strength: config.image.is_some().then_some(config.strength),
             mask_blur: config.mask.is_some().then_some(config.mask_blur),

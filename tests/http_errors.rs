@@ -195,8 +195,18 @@ async fn invalid_parameter_422() {
         (
             json!({ "scheduler": "magic" }),
             "scheduler",
-            "is \"magic\"; one of checkpoint, karras, exponential, beta is allowed",
+            "is \"magic\"; one of checkpoint, karras, exponential, beta, lu, sgm_uniform, simple, ddim_uniform, kl_optimal, \
+             ays, leading, linspace, trailing is allowed",
         ),
+        (json!({ "sigmas": [] }), "sigmas", "has 0 values before a last 0; 1 to 150 are allowed"),
+        (json!({ "sigmas": [1, 2, 0] }), "sigmas", "goes from 1 to 2; values that fall are allowed"),
+        (json!({ "sigmas": [3, -1] }), "sigmas", "has -1; 0.0001 to 10000 is allowed, and 0 as the last value"),
+        (
+            json!({ "sigmas": [3, 1], "scheduler": "lu" }),
+            "sigmas",
+            "is given beside the scheduler lu; one of the two is allowed",
+        ),
+        (json!({ "sigmas": [3, 1, 0], "steps": 3 }), "steps", "is 3; the 2 steps of sigmas are allowed"),
         (json!({ "clip_skip": 3 }), "clip_skip", "is 3; the fake has 3 layers"),
         (json!({ "preview_every": 151 }), "preview_every", "is 151; 0 to 150 is allowed"),
         (json!({ "output": { "format": "gif" } }), "output.format", "is \"gif\"; one of png, jpeg, webp is allowed"),

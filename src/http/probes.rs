@@ -11,10 +11,7 @@ use axum::{
 use serde::Serialize;
 
 use super::{app::App, lifecycle::Phase, problem::Problem, view::millis};
-use crate::{
-    output::OutputFormat,
-    sampling::{SamplerKind, SpacingKind},
-};
+use crate::{output::OutputFormat, sampling::SamplerKind};
 
 #[derive(Serialize)]
 struct Health<'a> {
@@ -95,7 +92,7 @@ struct Model<'a> {
     native_size: Size,
     defaults: Defaults,
     samplers: [&'static str; SamplerKind::ALL.len()],
-    schedulers: [&'static str; SpacingKind::ALL.len()],
+    schedulers: Vec<&'static str>,
     formats: [&'static str; OutputFormat::ALL.len()],
     /// What a request may bring along besides its text.
     inputs: [&'static str; 2],
@@ -141,7 +138,7 @@ pub(super) async fn model(State(app): State<Arc<App>>) -> Result<Response, Probl
             scheduler: model.default_scheduler.name(),
         },
         samplers: SamplerKind::ALL.map(SamplerKind::name),
-        schedulers: SpacingKind::ALL.map(SpacingKind::name),
+        schedulers: model.schedulers.iter().map(|spacing| spacing.name()).collect(),
         formats: OutputFormat::ALL.map(OutputFormat::name),
         inputs: ["image", "mask"],
         limits: ModelLimits {

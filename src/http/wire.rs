@@ -18,7 +18,7 @@ use crate::{
     output::{OutputFormat, OutputOptions},
     pictures::{Encoded, GivenPictures},
     pipeline::ModelInfo,
-    sampling::SamplingConfig,
+    sampling::{SamplingConfig, steps_of_sigmas},
 };
 
 const MAX_TAG_BYTES: usize = 256;
@@ -40,6 +40,7 @@ pub(super) struct GenerateBody {
     n: Option<Whole>,
     sampler: Option<Text>,
     scheduler: Option<Text>,
+    sigmas: Option<Vec<Number>>,
     clip_skip: Option<Whole>,
     image: Option<Text>,
     mask: Option<Text>,
@@ -155,12 +156,15 @@ impl GenerateBody {
         let pictures =
             SamplingConfig { width: side("width", self.width)?, height: side("height", self.height)?, ..pictures };
         let (width, height) = model.size_for(&pictures).map_err(invalid)?;
+        let sigmas: Option<Vec<f64>> =
+            self.sigmas.map(|sigmas| sigmas.into_iter().map(|Number(sigma)| sigma).collect());
+        let steps = sigmas.as_deref().map_or(model.default_steps, steps_of_sigmas);
         let config = SamplingConfig {
             prompt,
             negative_prompt: self.negative_prompt.map(|Text(prompt)| prompt),
             width: Some(width),
             height: Some(height),
-            steps: whole("steps", self.steps, model.default_steps)?,
+            steps: whole("steps", self.steps, steps)?,
             guidance_scale: self.guidance_scale.map_or(model.default_guidance_scale, |Number(scale)| scale),
             seed,
             n,
@@ -170,8 +174,9 @@ impl GenerateBody {
             },
             scheduler: match self.scheduler {
                 Some(Text(name)) => Some(name.parse().map_err(invalid)?),
-                None => Some(model.default_scheduler),
+                None => sigmas.is_none().then_some(model.default_scheduler),
             },
+            sigmas,
             clip_skip: whole("clip_skip", self.clip_skip, 0)?,
             preview_every: whole("preview_every", self.preview_every, 0)?,
             ..pictures

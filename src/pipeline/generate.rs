@@ -166,6 +166,8 @@ pub struct ModelInfo {
     pub default_sampler: SamplerKind,
     /// The checkpoint's own spacing.
     pub default_scheduler: SpacingKind,
+    /// The spacings that requests can name.
+    pub schedulers: Vec<SpacingKind>,
     /// What a request may cost.
     pub limits: Limits,
 }

@@ -99,6 +99,7 @@ impl InferencePipeline {
                 .own_sampler()
                 .map_err(|message| Error::UnsupportedCheckpoint { path: checkpoint.path("scheduler"), message })?,
             default_scheduler: spec.scheduler.own_spacing(),
+            schedulers: spec.scheduler.spacings(),
             limits: options.limits,
         };
         Ok(Self { spec, info, networks, checkpoint, encoder: Mutex::default(), batch: options.batch.resolve(&device) })

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     Error, Result,
     models::{Checkpoint, ModelSpec, Prepared, Unet, VaeDecoder, VaeEncoder},
-    sampling::{SamplingConfig, Schedule, SchedulerOptions},
+    sampling::{SamplingConfig, Schedule, SchedulerOptions, SpacingKind},
 };
 
 /// The side of the picture that warms a pipeline up.
@@ -123,7 +123,10 @@ impl InferencePipeline {
     fn schedule(&self, config: &SamplingConfig) -> Result<(SchedulerOptions, Schedule)> {
         let sampler = config.sampler.unwrap_or(self.info.default_sampler);
         let spacing = config.scheduler.unwrap_or(self.info.default_scheduler);
-        let options = self.spec.scheduler.options(sampler, spacing)?;
+        let options = match &config.sigmas {
+            Some(sigmas) => self.spec.scheduler.options(sampler, SpacingKind::Given)?.with_sigmas(sigmas),
+            None => self.spec.scheduler.options(sampler, spacing)?,
+        };
         let strength = if config.image.is_some() { config.strength } else { 1.0 };
         let schedule = Schedule::last_part(&options, config.steps, strength)?;
         Ok((options, schedule))

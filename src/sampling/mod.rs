@@ -3,6 +3,7 @@
 //! Owns [`SamplingConfig`], the schedules, the samplers, prediction types, guidance and seeded noise. It must not know
 //! any network: a network reaches it as a function from latents and a noise level to denoised latents.
 
+mod aligned;
 mod batch;
 mod beta;
 mod config;
@@ -14,12 +15,14 @@ mod schedule;
 mod scheduler_config;
 mod scheduler_keys;
 mod scheduler_options;
+mod spacing;
 mod timesteps;
 mod training;
 
+pub use aligned::AlignedLevels;
 pub(crate) use batch::select;
 pub use batch::{BatchNoise, Guidance};
-pub use config::{DEFAULT_STRENGTH, Limits, SIDE_PX, SamplerKind, SamplingConfig, SpacingKind};
+pub use config::{DEFAULT_STRENGTH, Limits, SIDE_PX, SamplerKind, SamplingConfig, SpacingKind, steps_of_sigmas};
 pub use level::noisy;
 pub use noise::NoiseGenerator;
 pub use prediction::PredictionType;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::{
-    SamplerKind, SpacingKind,
+    AlignedLevels, SamplerKind, SpacingKind,
     scheduler_keys::{Key, Setting},
     scheduler_options::{Reader, SchedulerOptions},
 };
@@ -21,6 +21,7 @@ pub struct SchedulerConfig {
     /// The class that `model_index.json` names.
     class: Option<SamplerKind>,
     pub(super) settings: BTreeMap<String, Setting>,
+    pub(super) aligned: Option<AlignedLevels>,
 }
 
 impl From<BTreeMap<String, Setting>> for SchedulerConfig {
@@ -35,15 +36,16 @@ impl From<BTreeMap<String, Setting>> for SchedulerConfig {
             _ => false,
         };
         settings.retain(|_, setting| !unset(setting));
-        Self { class: None, settings }
+        Self { class: None, settings, aligned: None }
     }
 }
 
 /// The keys that choose a spacing of σ.
-pub(super) const SPACING_KEYS: [(&str, SpacingKind); 3] = [
+pub(super) const SPACING_KEYS: [(&str, SpacingKind); 4] = [
     ("use_karras_sigmas", SpacingKind::Karras),
     ("use_exponential_sigmas", SpacingKind::Exponential),
     ("use_beta_sigmas", SpacingKind::Beta),
+    ("use_lu_lambdas", SpacingKind::Lu),
 ];
 
 /// The classes of diffusers' schedulers, and the samplers they are.
@@ -93,6 +95,17 @@ impl SchedulerConfig {
         self.settings.insert(key.to_owned(), setting);
     }
 
+    /// Gives [`SpacingKind::Ays`] its levels, which a checkpoint's family decides.
+    pub fn align(&mut self, levels: AlignedLevels) {
+        self.aligned = Some(levels);
+    }
+
+    /// The spacings that a request can name.
+    #[must_use]
+    pub fn spacings(&self) -> Vec<SpacingKind> {
+        SpacingKind::ALL.into_iter().filter(|spacing| *spacing != SpacingKind::Ays || self.aligned.is_some()).collect()
+    }
+
     /// Checks that this configuration asks its own class for nothing that is not there.
     ///
     /// # Errors
@@ -136,9 +149,21 @@ impl SchedulerConfig {
     ///
     /// [`Error::UnsupportedParameter`] where the file asks the sampler's class for what is not there, naming the key.
     pub fn options(&self, sampler: SamplerKind, spacing: SpacingKind) -> Result<SchedulerOptions> {
+        if spacing == SpacingKind::Ays && self.aligned.is_none() {
+            let allowed: Vec<&str> = self.spacings().into_iter().map(SpacingKind::name).collect();
+            let message = format!(
+                "is {spacing}, which has no levels for this model's family; one of {} is allowed",
+                allowed.join(", ")
+            );
+            return Err(Error::unsupported("scheduler", message));
+        }
         self.resolve(sampler, spacing).map_err(|(class, message)| {
             let given = if class == sampler { sampler.name() } else { spacing.name() };
-            let field = if class == sampler { "sampler" } else { "scheduler" };
+            let field = match (class == sampler, spacing) {
+                (true, _) => "sampler",
+                (false, SpacingKind::Given) => "sigmas",
+                (false, _) => "scheduler",
+            };
             let class = class.class();
             Error::unsupported(field, format!("is {given}, which draws as {class} does; this model's {message}"))
         })
@@ -148,6 +173,8 @@ impl SchedulerConfig {
     fn resolve(&self, sampler: SamplerKind, spacing: SpacingKind) -> Result<SchedulerOptions, (SamplerKind, String)> {
         let own = Reader { config: self, class: sampler };
         own.check().map_err(|message| (sampler, message))?;
+        let timesteps = spacing.timesteps();
+        let spacing = if timesteps.is_some() { SpacingKind::Checkpoint } else { spacing };
         // Where diffusers' class cannot space σ itself, the levels of a spacing are those of its Euler.
         let spaces = Key::named("use_karras_sigmas").is_read_by(sampler);
         let class = if spacing != SpacingKind::Checkpoint && !spaces { SamplerKind::Euler } else { sampler };
@@ -155,6 +182,9 @@ impl SchedulerConfig {
         levels.check().map_err(|message| (class, message))?;
         let mut options = levels.options(spacing).map_err(|message| (class, message))?;
         options.sampler = sampler;
+        if let Some(timesteps) = timesteps {
+            options.timestep_spacing = timesteps;
+        }
         Ok(options)
     }
 }

@@ -196,7 +196,7 @@ pub(super) static KEYS: &[Key] =
         Key::new("sigma_max", &[Euler, UniPc], Null, Honoured).also_read_by(SPACE_BY_UNTAKEN),
         Key::new("use_exponential_sigmas", SPACERS, NO, Honoured),
         Key::new("use_beta_sigmas", SPACERS, NO, Honoured),
-        Key::new("use_lu_lambdas", &[Dpmpp2m], NO, Only(&[NO])),
+        Key::new("use_lu_lambdas", &[Dpmpp2m], NO, Honoured),
         Key::new("use_flow_sigmas", SOLVERS, NO, Only(&[NO])),
         // Read with use_flow_sigmas alone.
         Key::new("flow_shift", SOLVERS, Number(1.0), Idle),

@@ -5,7 +5,7 @@
 //! options.
 
 use super::{
-    PredictionType, SamplerKind, SchedulerConfig, SpacingKind,
+    AlignedLevels, PredictionType, SamplerKind, SchedulerConfig, SpacingKind,
     scheduler_config::SPACING_KEYS,
     scheduler_keys::{KEYS, Key, Setting, Treatment},
 };
@@ -53,6 +53,10 @@ pub struct SchedulerOptions {
     pub(super) euler_at_final: bool,
     /// UniPC's B(h).
     pub(super) bh: Bh,
+    /// The levels of [`SpacingKind::Ays`].
+    pub(super) aligned: Option<AlignedLevels>,
+    /// The levels of [`SpacingKind::Given`]: σ at which each step begins, falling.
+    pub(super) sigmas: Vec<f64>,
 }
 
 /// The function B(h) of UniPC (Zhao et al. 2023, section 4.1).
@@ -107,6 +111,14 @@ pub enum Interpolation {
 }
 
 impl SchedulerOptions {
+    /// The same with the levels of a request, as [`SamplingConfig::sigmas`](super::SamplingConfig::sigmas) has them.
+    #[must_use]
+    pub fn with_sigmas(self, sigmas: &[f64]) -> Self {
+        // Where the last step ends is said apart.
+        let sigmas = sigmas.iter().copied().filter(|sigma| *sigma > 0.0).collect();
+        Self { spacing: SpacingKind::Given, sigmas, ..self }
+    }
+
     /// Refuses numbers that no drawing can be made of.
     fn check(&self) -> Result<(), String> {
         let timesteps = self.num_train_timesteps;
@@ -205,6 +217,8 @@ impl Reader<'_> {
             euler_at_final: self.flag("euler_at_final")?,
             // diffusers takes the names of its other solvers for bh2 here.
             bh: if self.setting("solver_type") == Setting::Text("bh1".to_owned()) { Bh::One } else { Bh::Two },
+            aligned: self.config.aligned,
+            sigmas: Vec::new(),
         };
         options.check()?;
         Ok(options)

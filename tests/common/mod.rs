@@ -69,6 +69,7 @@ pub fn fake() -> (Arc<Fake>, Hands) {
         default_guidance_scale: 1.0,
         default_sampler: SamplerKind::Euler,
         default_scheduler: SpacingKind::Checkpoint,
+        schedulers: SpacingKind::ALL.to_vec(),
         limits: Limits { max_pixels: 1 << 20, max_batch: 4 },
     };
     (Arc::new(Fake { info, orders: Mutex::new(orders_rx), begun: begun_tx }), Hands { orders, begun })

@@ -21,6 +21,7 @@ import pictures
 import pocket
 import scheduler_keys
 import schedules
+import spacings
 import tokenizing
 from shapes import CHECKPOINTS
 
@@ -50,9 +51,16 @@ def write_all_changes():
         changes.write_inpainting(expected.load(name, DATA / name / "model"), DATA / name)
 
 
+def write_all_spacings():
+    spacings.write_spacings(DATA / "spacings.json")
+    for name in ("sd15", "sdxl"):
+        spacings.write_pictures(expected.load(name, DATA / name / "model"), DATA / name)
+
+
 def main():
     parts = {name: lambda name=name: checkpoint(name) for name in CHECKPOINTS}
     parts["schedules"] = lambda: schedules.write_schedules(DATA / "schedules.json")
+    parts["spacings"] = write_all_spacings
     parts["tokenizers"] = lambda: tokenizing.write_tokenizers(DATA)
     parts["keys_of_schedulers"] = lambda: scheduler_keys.write_keys(DATA / "scheduler_keys.json")
     parts["options"] = lambda: options.write_options(DATA / "scheduler_options.json")
