@@ -575,6 +575,16 @@ mod tests {
     }
 
     #[test]
+    fn sigmas_are_numbers_with_commas() {
+        let Ok(Command::Generate(config)) = parse(&["generate", "a fox", "-o", "fox.png", "--sigmas", "14.6,7.1,0"])
+        else {
+            panic!("sigmas are not read")
+        };
+        assert_eq!(config.picture.sigmas, Some(vec![14.6, 7.1, 0.0]));
+        assert!(parse(&["generate", "a fox", "-o", "fox.png", "--sigmas", "14.6,,x"]).is_err());
+    }
+
+    #[test]
     fn nothing_said_means_to_serve_with_the_documented_defaults() {
         for args in [&[][..], &["serve"]] {
             let Ok(Command::Serve(config)) = parse(args) else { panic!("{args:?}") };

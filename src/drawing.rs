@@ -107,3 +107,19 @@ fn sampler_name<S: Serializer>(sampler: &Option<SamplerKind>, serializer: S) -> 
 fn scheduler_name<S: Serializer>(scheduler: &Option<SpacingKind>, serializer: S) -> Result<S::Ok, S::Error> {
     scheduler.map(SpacingKind::name).serialize(serializer)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_lists_sigmas_says_so_and_no_other_does() {
+        let listed = SamplingConfig { sigmas: Some(vec![9.0, 0.5, 0.0]), steps: 2, ..SamplingConfig::default() };
+        let json: serde_json::Value = serde_json::from_str(&DrawingParameters::of_image(&listed, 0).to_json()).unwrap();
+        assert_eq!(
+            (&json["sigmas"], &json["scheduler"]),
+            (&serde_json::json!([9.0, 0.5, 0.0]), &serde_json::Value::Null)
+        );
+        assert!(!DrawingParameters::of_request(&SamplingConfig::default()).to_json().contains("sigmas"));
+    }
+}
