@@ -158,6 +158,13 @@ fn sampling_config(picture: &PictureConfig, model: &ModelInfo, pictures: Samplin
         scheduler: picture.scheduler.or_else(|| picture.sigmas.is_none().then_some(model.default_scheduler)),
         sigmas: picture.sigmas.clone(),
         clip_skip: picture.clip_skip,
+        prompt_syntax: picture.prompt_syntax,
+        long_prompt: picture.long_prompt,
+        prompt_2: picture.prompt_2.clone(),
+        negative_prompt_2: picture.negative_prompt_2.clone(),
+        original_size: picture.original_size,
+        crop: picture.crop,
+        target_size: picture.target_size,
         ..pictures
     })
 }

@@ -16,7 +16,7 @@ use crate::{
     listen::Host,
     models::{DeviceChoice, DtypeChoice, ModelSource},
     naming::{AllowedHost, BasePath},
-    sampling::{Limits, SamplerKind, SpacingKind},
+    sampling::{CropOffset, Limits, LongPrompt, PictureSize, PromptSyntax, SamplerKind, SpacingKind},
     threads,
 };
 
@@ -491,6 +491,27 @@ pub struct PictureConfig {
     /// Grow the picture on its sides and draw what is new
     #[arg(long, value_name = "LEFT,TOP,RIGHT,BOTTOM", value_parser = margins, requires = "image")]
     pub extend: Option<Margins>,
+    /// weights: (more), (more:1.3), [less] and BREAK in prompts mean something, and \( is a bracket; plain: nothing does
+    #[arg(long, default_value_t, value_name = "SYNTAX")]
+    pub prompt_syntax: PromptSyntax,
+    /// chunks: a prompt that is too long for the text encoder is read in up to 10 parts; truncate: its end is left out
+    #[arg(long, default_value_t, value_name = "WAY")]
+    pub long_prompt: LongPrompt,
+    /// Stable Diffusion XL: what the second text encoder reads [default: the prompt]
+    #[arg(long, value_name = "TEXT")]
+    pub prompt_2: Option<String>,
+    /// Stable Diffusion XL: what the second text encoder reads to steer away from [default: the negative prompt]
+    #[arg(long, value_name = "TEXT")]
+    pub negative_prompt_2: Option<String>,
+    /// Stable Diffusion XL: the size that the picture is said to have had before it was scaled [default: its own]
+    #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = picture_size)]
+    pub original_size: Option<PictureSize>,
+    /// Stable Diffusion XL: the pixels that are said to have been cut away [default: 0,0]
+    #[arg(long, value_name = "LEFT,TOP", value_parser = crop_offset)]
+    pub crop: Option<CropOffset>,
+    /// Stable Diffusion XL: the size that the picture is said to be meant for [default: its own]
+    #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = picture_size)]
+    pub target_size: Option<PictureSize>,
     /// JPEG quality, 1 to 100 [default: 90]
     #[arg(long)]
     pub quality: Option<u8>,
@@ -531,6 +552,22 @@ fn margins(text: &str) -> Result<Margins, String> {
         }
         _ => Err("four whole numbers from 0 to 2048 are needed, such as 0,0,64,0".to_owned()),
     }
+}
+
+/// Reads a picture's size. How large it may be is for the request to say.
+fn picture_size(text: &str) -> Result<PictureSize, String> {
+    let size = text.split_once('x').and_then(|(width, height)| {
+        Some(PictureSize { width: width.trim().parse().ok()?, height: height.trim().parse().ok()? })
+    });
+    size.ok_or_else(|| "a width and a height are needed, such as 1024x768".to_owned())
+}
+
+/// Reads how much was cut away.
+fn crop_offset(text: &str) -> Result<CropOffset, String> {
+    let offset = text
+        .split_once(',')
+        .and_then(|(left, top)| Some(CropOffset { left: left.trim().parse().ok()?, top: top.trim().parse().ok()? }));
+    offset.ok_or_else(|| "two whole numbers are needed, such as 0,64".to_owned())
 }
 
 /// Reads a picture's side.
@@ -610,6 +647,18 @@ mod tests {
         let Ok(Command::Generate(config)) = parse(&args) else { panic!() };
         assert_eq!((config.picture.n, config.picture.seed), (2, Some(7)));
         assert_eq!(config.picture.sampler, Some(SamplerKind::EulerAncestral));
+        assert_eq!(config.picture.prompt_syntax, PromptSyntax::Weights);
+        assert_eq!(config.picture.long_prompt, LongPrompt::Chunks);
+        let told = ["--prompt-2", "snow", "--negative-prompt-2", "", "--original-size", "96x64", "--crop", "8,16"];
+        let more = ["--target-size", "1024x768", "--prompt-syntax", "plain", "--long-prompt", "truncate"];
+        let args = [&["generate", "a fox", "-o", "fox.png"][..], &told, &more].concat();
+        let Ok(Command::Generate(config)) = parse(&args) else { panic!() };
+        let picture = config.picture;
+        assert_eq!((picture.prompt_2.as_deref(), picture.negative_prompt_2.as_deref()), (Some("snow"), Some("")));
+        assert_eq!(picture.original_size, Some(PictureSize { width: 96, height: 64 }));
+        assert_eq!(picture.target_size, Some(PictureSize { width: 1024, height: 768 }));
+        assert_eq!(picture.crop, Some(CropOffset { left: 8, top: 16 }));
+        assert_eq!((picture.prompt_syntax, picture.long_prompt), (PromptSyntax::Plain, LongPrompt::Truncate));
     }
 
     #[test]
@@ -637,6 +686,10 @@ mod tests {
             &["--ready-when-full"],
             &["generate", "a fox", "-o", "fox.png", "--seed", "-1"],
             &["generate", "a fox"],
+            &["generate", "a fox", "-o", "fox.png", "--original-size", "64"],
+            &["generate", "a fox", "-o", "fox.png", "--crop", "1,-1"],
+            &["generate", "a fox", "-o", "fox.png", "--prompt-syntax", "a1111"],
+            &["generate", "a fox", "-o", "fox.png", "--long-prompt", "cut"],
             &["bench", "--size", "100"],
             &["bench", "--size", "4096"],
             &["bench", "--runs", "0"],

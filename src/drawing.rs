@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 use crate::{
     infotext::infotext,
     output::PictureText,
-    sampling::{SamplerKind, SamplingConfig, SpacingKind},
+    sampling::{CropOffset, LongPrompt, PictureSize, PromptSyntax, SamplerKind, SamplingConfig, SpacingKind},
 };
 
 /// The keyword under which galleries look for a picture's parameters.
@@ -44,6 +44,10 @@ pub struct DrawingParameters<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     sigmas: Option<&'a [f64]>,
     pub(crate) clip_skip: usize,
+    #[serde(serialize_with = "shown")]
+    pub(crate) prompt_syntax: PromptSyntax,
+    #[serde(serialize_with = "shown")]
+    long_prompt: LongPrompt,
     /// This and what follows stand there only where they mean something; the pictures themselves are left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) strength: Option<f64>,
@@ -51,6 +55,16 @@ pub struct DrawingParameters<'a> {
     pub(crate) mask_blur: Option<f32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) inpaint_padding: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_2: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    negative_prompt_2: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    original_size: Option<PictureSize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    crop: Option<CropOffset>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target_size: Option<PictureSize>,
 }
 
 impl<'a> DrawingParameters<'a> {
@@ -70,9 +84,16 @@ impl<'a> DrawingParameters<'a> {
             scheduler: config.scheduler,
             sigmas: config.sigmas.as_deref(),
             clip_skip: config.clip_skip,
+            prompt_syntax: config.prompt_syntax,
+            long_prompt: config.long_prompt,
             strength: config.image.is_some().then_some(config.strength),
             mask_blur: config.mask.is_some().then_some(config.mask_blur),
             inpaint_padding: config.inpaint_padding,
+            prompt_2: config.prompt_2.as_deref(),
+            negative_prompt_2: config.negative_prompt_2.as_deref(),
+            original_size: config.original_size,
+            crop: config.crop,
+            target_size: config.target_size,
         }
     }
 
@@ -96,6 +117,11 @@ impl<'a> DrawingParameters<'a> {
             PictureText { keyword: REQUEST_KEYWORD, text: self.to_json() },
         ]
     }
+}
+
+/// By its name.
+fn shown<T: std::fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
 }
 
 #[expect(clippy::ref_option, clippy::trivially_copy_pass_by_ref, reason = "serde passes a field by reference")]

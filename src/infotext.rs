@@ -7,14 +7,20 @@ use std::borrow::Cow;
 
 use crate::{
     drawing::DrawingParameters,
-    sampling::{SamplerKind, SpacingKind},
+    pipeline::literal_prompt,
+    sampling::{PromptSyntax, SamplerKind, SpacingKind},
 };
 
 /// The parameters of one image, drawn by the model of this name.
 #[must_use]
 pub fn infotext(parameters: &DrawingParameters<'_>, model: &str) -> String {
-    let mut text = parameters.prompt.trim().to_owned();
-    let negative = parameters.negative_prompt.unwrap_or_default().trim();
+    // The web UI has one syntax, in which texts of the other are written.
+    let prompt = |text: &str| match parameters.prompt_syntax {
+        PromptSyntax::Weights => text.trim().to_owned(),
+        PromptSyntax::Plain => literal_prompt(text.trim()),
+    };
+    let mut text = prompt(parameters.prompt);
+    let negative = prompt(parameters.negative_prompt.unwrap_or_default());
     if !negative.is_empty() {
         text += &format!("\nNegative prompt: {negative}");
     }
@@ -157,6 +163,21 @@ mod tests {
         assert_eq!((value("Clip skip"), value("Model")), (Some("2"), Some("owner/a: \"b\", c")));
         assert_eq!((value("Size"), value("Schedule type")), (Some("512x768"), None));
         assert_eq!(value("Version"), Some(concat!("darkroom ", env!("CARGO_PKG_VERSION"))));
+    }
+
+    #[test]
+    fn brackets_that_mean_nothing_here_mean_nothing_to_the_web_ui() {
+        let weighted = SamplingConfig {
+            prompt: r"a (fox:1.2) \(red\)".into(),
+            negative_prompt: Some("[owl] BREAK".into()),
+            ..config()
+        };
+        let found = text(&weighted, "sd15");
+        assert!(found.starts_with("a (fox:1.2) \\(red\\)\nNegative prompt: [owl] BREAK\nSteps: "), "{found}");
+        let plain = SamplingConfig { prompt_syntax: PromptSyntax::Plain, ..weighted };
+        let found = text(&plain, "sd15");
+        let wanted = "a \\(fox:1.2\\) \\\\\\(red\\\\\\)\nNegative prompt: \\[owl\\] break\nSteps: ";
+        assert!(found.starts_with(wanted), "{found}");
     }
 
     #[test]

@@ -9,11 +9,12 @@ use darkroom::{
     Error,
     models::{Checkpoint, DeviceChoice, DtypeChoice, ModelSource, ModelSpec},
     pipeline::{Generate, InferencePipeline, LoadOptions, Monitor},
-    sampling::{Limits, SamplerKind, SamplingConfig, SpacingKind},
+    sampling::{CropOffset, Limits, LongPrompt, PictureSize, SamplerKind, SamplingConfig, SpacingKind},
 };
 use image::DynamicImage;
 use serde_json::{Value, json};
 
+const SIZE: PictureSize = PictureSize { width: 64, height: 64 };
 const WEIGHTS: &str = "unet/diffusion_pytorch_model.safetensors";
 
 fn reference(name: &str) -> PathBuf {
@@ -475,6 +476,24 @@ fn what_the_model_cannot_honour_is_refused_by_name_before_anything_is_drawn() {
         (SamplingConfig { clip_skip: 9, ..config(2) }, "clip_skip: is 9; this model's text encoder allows 0 to "),
         (SamplingConfig { width: Some(65), ..config(2) }, "width: is 65; "),
         (SamplingConfig { steps: 0, ..config(2) }, "steps: is 0; "),
+        (
+            SamplingConfig { prompt_2: Some("a".into()), ..config(2) },
+            "prompt_2: is for Stable Diffusion XL; this model is stable-diffusion-1",
+        ),
+        (
+            SamplingConfig { negative_prompt: Some("a".into()), negative_prompt_2: Some("a".into()), ..config(2) },
+            "negative_prompt_2: is for Stable Diffusion XL; ",
+        ),
+        (SamplingConfig { original_size: Some(SIZE), ..config(2) }, "original_size: is for Stable Diffusion XL; "),
+        (SamplingConfig { target_size: Some(SIZE), ..config(2) }, "target_size: is for Stable Diffusion XL; "),
+        (
+            SamplingConfig { crop: Some(CropOffset { left: 0, top: 0 }), ..config(2) },
+            "crop: is for Stable Diffusion XL; ",
+        ),
+        (
+            SamplingConfig { prompt: "a BREAK b".into(), long_prompt: LongPrompt::Truncate, ..config(2) },
+            "prompt: has a BREAK, which starts a chunk; with long_prompt \"truncate\" there is one chunk alone",
+        ),
     ];
     for (config, said) in cases {
         let message = pipeline.generate(&config, &mut Told::default()).map(|_| ()).unwrap_err().to_string();
@@ -492,9 +511,20 @@ fn what_the_model_cannot_honour_is_refused_by_name_before_anything_is_drawn() {
 #[test]
 fn what_the_caller_should_know_is_said() {
     let pipeline = load(&reference("sd15")).unwrap();
-    let long = SamplingConfig { prompt: "a very long prompt ".repeat(20), ..config(1) };
+    let long = SamplingConfig { prompt: "fox, ".repeat(80), ..config(1) };
     let warnings = pipeline.generate(&long, &mut Told::default()).unwrap().warnings;
-    assert!(warnings[0].starts_with("prompt was cut: this model reads 14 tokens, the last "), "{warnings:?}");
+    let left_out = "prompt was cut: this model reads 10 chunks of up to 14 tokens, the last 20 were left out";
+    assert_eq!(warnings, [left_out]);
+    let cut = SamplingConfig { long_prompt: LongPrompt::Truncate, ..long };
+    let warnings = pipeline.generate(&cut, &mut Told::default()).unwrap().warnings;
+    assert_eq!(warnings, ["prompt was cut: this model reads 14 tokens, the last 146 were left out"]);
+    let fits = SamplingConfig { prompt: "fox, ".repeat(70), ..config(1) };
+    assert_eq!(pipeline.generate(&fits, &mut Told::default()).unwrap().warnings, [""; 0]);
+    let heavy = SamplingConfig { prompt: "(fox:11)".into(), negative_prompt: Some("(dog:-99)".into()), ..config(1) };
+    let warnings = pipeline.generate(&heavy, &mut Told::default()).unwrap().warnings;
+    let limited = ["prompt", "negative_prompt"]
+        .map(|field| format!("{field} has weights beyond -10 to 10, which were limited to that"));
+    assert_eq!(warnings, limited);
     let unguided = SamplingConfig { negative_prompt: Some("blurry".into()), guidance_scale: 1.0, ..config(1) };
     let warnings = pipeline.generate(&unguided, &mut Told::default()).unwrap().warnings;
     assert_eq!(warnings, ["negative_prompt has no effect at guidance_scale 1; above 1 it has"]);
@@ -545,8 +575,12 @@ fn a_token_that_the_text_encoder_does_not_know_is_refused_where_a_prompt_has_it(
     }
     // What is not read is not refused.
     pipeline.check(&SamplingConfig { guidance_scale: 1.0, ..negative }).unwrap();
-    let late = SamplingConfig { prompt: "a very long prompt ".repeat(20) + "<cat-toy>", ..config(1) };
+    let late = SamplingConfig { prompt: "fox, ".repeat(70) + "<cat-toy>", ..config(1) };
     pipeline.check(&late).unwrap();
+    let cut =
+        SamplingConfig { prompt: "fox, ".repeat(7) + "<cat-toy>", long_prompt: LongPrompt::Truncate, ..config(1) };
+    pipeline.check(&cut).unwrap();
+    pipeline.check(&SamplingConfig { long_prompt: LongPrompt::Chunks, ..cut }).unwrap_err();
 }
 
 #[test]

@@ -69,6 +69,9 @@ async fn what_cannot_be_drawn_or_written_is_refused_by_name() {
         (folder.path().join("fox"), &[], "a name that ends in"),
         (folder.path().join("fox.webp"), &["--quality", "80"], "only jpeg has a quality"),
         (png.clone(), &["--steps", "151"], "steps: is 151; 1 to 150 are allowed"),
+        (png.clone(), &["--prompt-2", ""], "prompt_2: has 0 characters; 1 to 10000 are allowed"),
+        (png.clone(), &["--negative-prompt-2", "a"], "negative_prompt_2: is given without a negative_prompt"),
+        (png.clone(), &["--target-size", "0x8"], "target_size: is 0x8; 1 to 16384 pixels a side are allowed"),
         (png.clone(), &["--clip-skip", "3"], "clip_skip: is 3; the fake has 3 layers"),
     ] {
         let error = draw(&parse(&path, more)).await.unwrap_err();

@@ -108,6 +108,8 @@ async fn malformed_json_400() {
         ("{\"guidance_scale\": -Infinity}", Some("guidance_scale"), "JSON has no such number"),
         ("{\"seed\": None}", Some("seed"), "JSON writes true, false and null"),
         ("{\"prompt\": 'a fox'}", Some("prompt"), "strings stand in double quotes"),
+        ("{\"crop\": [0, 0]}", Some("crop"), "crop: is an array; an object is wanted"),
+        ("{\"target_size\": {\"widht\": 8}}", Some("target_size.widht"), "unknown field"),
     ] {
         let detail = worker.post(body).await.problem(400, "malformed_json", field);
         assert!(detail.contains(said), "{body}: {detail}");
@@ -242,6 +244,31 @@ async fn invalid_parameter_422() {
             "mask_blur",
             "is 65; 0 to 64 pixels are allowed",
         ),
+        (json!({ "prompt_syntax": "a1111" }), "prompt_syntax", "is \"a1111\"; one of weights, plain is allowed"),
+        (json!({ "long_prompt": "cut" }), "long_prompt", "is \"cut\"; one of chunks, truncate is allowed"),
+        (json!({ "prompt_2": "" }), "prompt_2", "has 0 characters; 1 to 10000 are allowed"),
+        (
+            json!({ "negative_prompt": "", "negative_prompt_2": "a".repeat(10_001) }),
+            "negative_prompt_2",
+            "has 10001 characters; at most 10000 are allowed",
+        ),
+        (
+            json!({ "negative_prompt_2": "blurry" }),
+            "negative_prompt_2",
+            "is given without a negative_prompt, which may be empty",
+        ),
+        (json!({ "original_size": { "width": 64 } }), "original_size", "lacks a side; width and height are wanted"),
+        (
+            json!({ "original_size": { "width": 0, "height": 64 } }),
+            "original_size",
+            "has a width of 0; 1 to 16384 is allowed",
+        ),
+        (
+            json!({ "target_size": { "width": 64, "height": -64 } }),
+            "target_size",
+            "has a height of -64; 1 to 16384 is allowed",
+        ),
+        (json!({ "crop": { "top": 16_385 } }), "crop", "has a top of 16385; 0 to 16384 is allowed"),
         (
             json!({ "image": image, "strength": 0, "width": 64, "height": 64 }),
             "strength",

@@ -69,7 +69,8 @@ async fn a_job_is_accepted_drawn_and_fetched() {
         "timings": { "queue_ms": null, "encode_ms": 0, "denoise_ms": 0, "decode_ms": 0, "total_ms": null },
         "request": {
             "prompt": "a fox", "negative_prompt": null, "width": 64, "height": 64, "steps": 2, "guidance_scale": 1.0,
-            "seed": 42, "n": 2, "sampler": "euler", "scheduler": "checkpoint", "clip_skip": 0, "preview_every": 0,
+            "seed": 42, "n": 2, "sampler": "euler", "scheduler": "checkpoint", "clip_skip": 0,
+            "prompt_syntax": "weights", "long_prompt": "chunks", "preview_every": 0,
             "output": { "format": "png", "metadata": true, "inline": true },
             "deadline_ms": null, "on_disconnect": "continue", "tag": "mine",
         },

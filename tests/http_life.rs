@@ -84,6 +84,10 @@ async fn probes_answer_while_the_model_loads_and_say_how_far_it_is() {
         "limits": {
             "max_pixels": 1_048_576, "max_batch": 4, "max_body_bytes": 33_554_432, "queue_capacity": 10,
         },
+        "prompts": {
+            "fields": ["prompt", "negative_prompt"], "syntaxes": ["weights", "plain"],
+            "long_prompts": ["chunks", "truncate"], "chunk_tokens": 75, "max_prompt_chunks": 10,
+        },
     });
     assert_eq!(get(address, "/model").await.json(), expected);
 }

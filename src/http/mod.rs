@@ -21,6 +21,7 @@ mod path;
 mod probes;
 mod problem;
 mod submit;
+mod told;
 mod values;
 mod view;
 mod wire;

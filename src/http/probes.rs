@@ -11,7 +11,11 @@ use axum::{
 use serde::Serialize;
 
 use super::{app::App, lifecycle::Phase, problem::Problem, view::millis};
-use crate::{output::OutputFormat, sampling::SamplerKind};
+use crate::{
+    output::OutputFormat,
+    pipeline::PromptSupport,
+    sampling::{LongPrompt, PromptSyntax, SamplerKind},
+};
 
 #[derive(Serialize)]
 struct Health<'a> {
@@ -97,6 +101,33 @@ struct Model<'a> {
     /// What a request may bring along besides its text.
     inputs: [&'static str; 2],
     limits: ModelLimits,
+    prompts: Prompts,
+}
+
+/// How the model reads prompts.
+#[derive(Serialize)]
+struct Prompts {
+    /// The texts and sizes that a request may have.
+    fields: &'static [&'static str],
+    syntaxes: [&'static str; PromptSyntax::ALL.len()],
+    long_prompts: [&'static str; LongPrompt::ALL.len()],
+    chunk_tokens: usize,
+    max_prompt_chunks: usize,
+}
+
+impl Prompts {
+    fn of(support: PromptSupport) -> Self {
+        // The last five are Stable Diffusion XL's.
+        const FIELDS: [&str; 7] =
+            ["prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "original_size", "crop", "target_size"];
+        Self {
+            fields: if support.second { &FIELDS } else { &FIELDS[..2] },
+            syntaxes: PromptSyntax::ALL.map(PromptSyntax::name),
+            long_prompts: LongPrompt::ALL.map(LongPrompt::name),
+            chunk_tokens: support.chunk_tokens,
+            max_prompt_chunks: support.max_chunks,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -147,6 +178,7 @@ pub(super) async fn model(State(app): State<Arc<App>>) -> Result<Response, Probl
             max_body_bytes: app.config.listen.max_body_bytes,
             queue_capacity: app.config.work.queue_capacity,
         },
+        prompts: Prompts::of(model.prompts),
     })
     .into_response())
 }

@@ -2,7 +2,7 @@
 //!
 //! The shape of the JSON (names, types) is 400 `malformed_json`; its values are 422. A field that is `null` is absent.
 
-use std::time::Duration;
+use std::{str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +10,7 @@ use super::{
     body,
     malformed::malformed,
     problem::Problem,
+    told::{CropBody, SizeBody},
     values::{Flag, Number, Object, Text, Whole, excerpt},
 };
 use crate::{
@@ -50,6 +51,13 @@ pub(super) struct GenerateBody {
     inpaint_padding: Option<Whole>,
     extend: Option<Object<ExtendBody>>,
     preview_every: Option<Whole>,
+    prompt_syntax: Option<Text>,
+    long_prompt: Option<Text>,
+    prompt_2: Option<Text>,
+    negative_prompt_2: Option<Text>,
+    original_size: Option<Object<SizeBody>>,
+    crop: Option<Object<CropBody>>,
+    target_size: Option<Object<SizeBody>>,
     output: Option<Object<OutputBody>>,
     deadline_ms: Option<Whole>,
     on_disconnect: Option<Text>,
@@ -179,6 +187,13 @@ impl GenerateBody {
             sigmas,
             clip_skip: whole("clip_skip", self.clip_skip, 0)?,
             preview_every: whole("preview_every", self.preview_every, 0)?,
+            prompt_syntax: named(self.prompt_syntax)?,
+            long_prompt: named(self.long_prompt)?,
+            prompt_2: self.prompt_2.map(|Text(prompt)| prompt),
+            negative_prompt_2: self.negative_prompt_2.map(|Text(prompt)| prompt),
+            original_size: self.original_size.map(|Object(size)| size.size("original_size")).transpose()?,
+            crop: self.crop.map(|Object(crop)| crop.offset("crop")).transpose()?,
+            target_size: self.target_size.map(|Object(size)| size.size("target_size")).transpose()?,
             ..pictures
         };
         config.validate(&model.limits).map_err(invalid)?;
@@ -221,6 +236,11 @@ impl OnDisconnect {
             )),
         }
     }
+}
+
+/// A value with a name, or the default one.
+fn named<T: Default + FromStr<Err = crate::Error>>(given: Option<Text>) -> Result<T, Problem> {
+    given.map_or_else(|| Ok(T::default()), |Text(name)| name.parse().map_err(|error| Problem::from(&error)))
 }
 
 fn whole(field: &'static str, given: Option<Whole>, default: usize) -> Result<usize, Problem> {

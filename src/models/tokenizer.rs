@@ -23,6 +23,9 @@ use crate::{Error, Result};
 /// How CLIP splits text before it looks for pairs of bytes.
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
+/// A comma at the end of a word.
+const COMMA: &str = ",</w>";
+
 /// A prompt's tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tokens {
@@ -126,36 +129,78 @@ impl PromptTokenizer {
         })
     }
 
-    /// The ids of a prompt, cut to fit the window.
+    /// The ids of a prompt, cut to fit the window, as diffusers has them.
     ///
     /// # Errors
     ///
     /// [`Error::UnsupportedParameter`] of `field` for a prompt with a token that the text encoder does not know,
     /// [`Error::InvalidParameter`] for one that the tokenizer refuses.
     pub fn encode(&self, field: &'static str, prompt: &str) -> Result<Tokens> {
-        let prompt = self.spread_tokens(field, prompt)?;
-        let encoding = self.tokenizer.encode_fast(prompt.as_ref(), false);
+        let found = self.ids(field, prompt)?;
+        let kept = self.cut(&found);
+        self.check_known(field, kept)?;
+        Ok(Tokens { ids: self.window_of(kept), left_out: found.len() - kept.len() })
+    }
+
+    /// The ids of any text, however many.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidParameter`] of `field` for a text that the tokenizer refuses.
+    pub fn ids(&self, field: &'static str, text: &str) -> Result<Vec<u32>> {
+        let text = self.spread_tokens(field, text)?;
+        let encoding = self.tokenizer.encode_fast(text.as_ref(), false);
         let encoding = encoding.map_err(|error| not_tokenized(field, &error))?;
-        let found = encoding.get_ids();
-        let left_out = found.len().saturating_sub(self.room());
-        let kept = match self.cut_side {
-            Side::Right => &found[..found.len() - left_out],
-            Side::Left => &found[left_out..],
-        };
-        let most = self.window.vocabulary;
-        if let Some(id) = kept.iter().find(|id| **id as usize >= most) {
-            let token = self.tokenizer.id_to_token(*id).unwrap_or_default();
-            let message =
-                format!("has the token {token:?} of id {id}; this model's text encoder knows ids below {most}");
-            return Err(Error::unsupported(field, message));
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// What is left of a prompt where it is cut to fit the window.
+    pub fn cut<'t, T>(&self, tokens: &'t [T]) -> &'t [T] {
+        let left_out = tokens.len().saturating_sub(self.room());
+        match self.cut_side {
+            Side::Right => &tokens[..tokens.len() - left_out],
+            Side::Left => &tokens[left_out..],
         }
-        let padding = vec![self.padding; self.room() - kept.len()];
-        let words = [&[self.start], kept, &[self.end]].concat();
-        let ids = match self.padding_side {
+    }
+
+    /// Checks that the text encoder knows all `ids`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnsupportedParameter`] of `field`, naming the token.
+    pub fn check_known(&self, field: &'static str, ids: &[u32]) -> Result<()> {
+        let most = self.window.vocabulary;
+        let Some(id) = ids.iter().find(|id| **id as usize >= most) else { return Ok(()) };
+        let token = self.tokenizer.id_to_token(*id).unwrap_or_default();
+        let message = format!("has the token {token:?} of id {id}; this model's text encoder knows ids below {most}");
+        Err(Error::unsupported(field, message))
+    }
+
+    /// A whole window with `ids` in it: start, the ids, end, padding.
+    #[must_use]
+    pub fn window_of(&self, ids: &[u32]) -> Vec<u32> {
+        self.around(ids, self.start, self.end, self.padding)
+    }
+
+    /// What stands for each token of a window, given that for each of the prompt's tokens in it; `other` for all else.
+    #[must_use]
+    pub fn window_with<T: Copy>(&self, of_prompt: &[T], other: T) -> Vec<T> {
+        self.around(of_prompt, other, other, other)
+    }
+
+    fn around<T: Copy>(&self, tokens: &[T], start: T, end: T, padding: T) -> Vec<T> {
+        let padding = vec![padding; self.room().saturating_sub(tokens.len())];
+        let words = [&[start], tokens, &[end]].concat();
+        match self.padding_side {
             Side::Right => [words, padding].concat(),
             Side::Left => [padding, words].concat(),
-        };
-        Ok(Tokens { ids, left_out })
+        }
+    }
+
+    /// The id of a comma, where the vocabulary has one.
+    #[must_use]
+    pub fn comma(&self) -> Option<u32> {
+        self.tokenizer.token_to_id(COMMA)
     }
 
     /// How many ids it gives out.

@@ -170,4 +170,17 @@ pub struct ModelInfo {
     pub schedulers: Vec<SpacingKind>,
     /// What a request may cost.
     pub limits: Limits,
+    /// How its texts are read.
+    pub prompts: PromptSupport,
+}
+
+/// What a model takes of prompts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PromptSupport {
+    /// How many of a prompt's tokens are in a chunk at most.
+    pub chunk_tokens: usize,
+    /// How many chunks are read at most.
+    pub max_chunks: usize,
+    /// Whether it takes a second prompt and the sizes of a picture, as Stable Diffusion XL does.
+    pub second: bool,
 }

@@ -34,6 +34,8 @@ pub(super) struct Agreement {
     /// The strength of those that start from a picture.
     strength: Option<f64>,
     has_mask: bool,
+    /// Of how many chunks the text is. To fill up a shorter one would change its picture.
+    prompt_chunks: usize,
 }
 
 impl InferencePipeline {
@@ -60,6 +62,13 @@ impl InferencePipeline {
             strength,
             clip_skip: _,
             preview_every: _,
+            prompt_syntax: _,
+            long_prompt: _,
+            prompt_2: _,
+            negative_prompt_2: _,
+            original_size: _,
+            crop: _,
+            target_size: _,
         } = config;
         Ok(Agreement {
             size: (height, width),
@@ -70,6 +79,7 @@ impl InferencePipeline {
             is_guided: text::is_guided(config),
             strength: image.as_ref().map(|_| *strength),
             has_mask: mask.is_some(),
+            prompt_chunks: text::chunk_count(&self.networks.text, &self.spec, config)?,
         })
     }
 

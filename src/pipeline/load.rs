@@ -4,7 +4,11 @@ use std::sync::Mutex;
 
 use candle_core::DType;
 
-use super::{BatchChoice, InferencePipeline, ModelInfo, pipeline::Networks, text::TextEncoder};
+use super::{
+    BatchChoice, InferencePipeline, ModelInfo,
+    pipeline::Networks,
+    text::{self, TextEncoder},
+};
 use crate::{
     Error, Result,
     models::{
@@ -75,10 +79,10 @@ impl InferencePipeline {
             let tokenizer = PromptTokenizer::load(&checkpoint, described.tokenizer, window)?;
             TextEncoder::new(&spec, number, tokenizer, weights)
         };
-        let text = encoders.iter().enumerate().map(encoder).collect::<Result<Vec<_>>>()?;
-        check_windows(&spec, &checkpoint, &text)?;
+        let text_encoders = encoders.iter().enumerate().map(encoder).collect::<Result<Vec<_>>>()?;
+        check_windows(&spec, &checkpoint, &text_encoders)?;
         let networks = Networks {
-            text,
+            text: text_encoders,
             unet: Unet::new(&spec.unet, &unet)?,
             vae: VaeDecoder::new(&spec.vae, &vae)?,
             vae_dtype,
@@ -101,6 +105,7 @@ impl InferencePipeline {
             default_scheduler: spec.scheduler.own_spacing(),
             schedulers: spec.scheduler.spacings(),
             limits: options.limits,
+            prompts: text::support(&spec, &networks.text),
         };
         Ok(Self { spec, info, networks, checkpoint, encoder: Mutex::default(), batch: options.batch.resolve(&device) })
     }

@@ -18,8 +18,8 @@ mod stages;
 mod text;
 
 pub use batch::BatchChoice;
-pub use generate::{Generate, Generated, GroupJob, ModelInfo, Monitor, StageTimings, Unwatched};
+pub use generate::{Generate, Generated, GroupJob, ModelInfo, Monitor, PromptSupport, StageTimings, Unwatched};
 pub use load::LoadOptions;
 pub use pipeline::InferencePipeline;
 pub use stages::{PreparedStage, Stage};
-pub use text::EncodedText;
+pub use text::{EncodedText, literal_prompt};

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    models::{Checkpoint, ModelSpec, Prepared, Unet, VaeDecoder, VaeEncoder},
+    models::{Checkpoint, Conditioning, ModelSpec, Prepared, Unet, VaeDecoder, VaeEncoder},
     sampling::{SamplingConfig, Schedule, SchedulerOptions, SpacingKind},
 };
 
@@ -62,13 +62,26 @@ impl InferencePipeline {
         self.networks.dtype
     }
 
-    /// A prompt as the denoiser is told it, with the last `clip_skip` layers of the text encoders left out.
+    /// A prompt as diffusers encodes it, without weights and cut to one window, with the last `clip_skip` layers of the text
+    /// encoders left out.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidParameter`] for a prompt that cannot be tokenized.
     pub fn encode_text(&self, prompt: &str, clip_skip: usize) -> Result<EncodedText> {
         text::encode(&self.networks.text, self.spec.family, prompt, clip_skip)
+    }
+
+    /// What the denoiser is told of a request's texts and sizes.
+    ///
+    /// # Errors
+    ///
+    /// As [`check`](Generate::check).
+    pub fn conditioning(&self, config: &SamplingConfig) -> Result<Conditioning> {
+        config.validate(&self.info.limits)?;
+        self.check(config)?;
+        let (width, height) = self.info.size_for(config)?;
+        text::condition(&self.networks.text, &self.spec, config, (height, width), &mut Vec::new())
     }
 }
 
@@ -114,7 +127,7 @@ impl Generate for InferencePipeline {
             let message = format!("is {}; this model's text encoder allows 0 to {most}", config.clip_skip);
             return Err(Error::invalid("clip_skip", message));
         }
-        text::check(&self.networks.text, config)?;
+        text::check(&self.networks.text, &self.spec, config)?;
         self.schedule(config).map(|_| ())
     }
 }

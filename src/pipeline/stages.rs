@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::{
     InferencePipeline,
-    text::{self, Prompt},
+    text::{self, Prompt, Reading},
 };
 use crate::{
     Result,
@@ -58,7 +58,8 @@ impl InferencePipeline {
         let latent_channels = self.spec.vae.latent_channels;
         Ok(match stage {
             Stage::TextPair => {
-                let tokens = text::tokenize(&self.networks.text, &[Prompt::positive(PROMPT), Prompt::negative("")])?;
+                let pair = [Prompt::negative("", None), Prompt::positive(PROMPT, None)];
+                let tokens = text::tokenize(&self.networks.text, &pair, Reading::PLAIN)?;
                 Box::new(move || {
                     text::encode_tokens(&self.networks.text, self.spec.family, &tokens, &[0, 0])?;
                     Ok(device.synchronize()?)

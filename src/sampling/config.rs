@@ -7,11 +7,9 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use image::{GrayImage, RgbImage};
 
-use super::{TimestepSpacing, steps_of_strength};
+use super::{CropOffset, LongPrompt, PictureSize, PromptSyntax, TimestepSpacing, steps_of_strength};
 use crate::{Error, Result};
 
-/// The longest prompt, in characters.
-pub const MAX_PROMPT_CHARS: usize = 10_000;
 /// The largest seed: 2^53 - 1, the largest integer that JSON readers keep exactly.
 pub const MAX_SEED: u64 = (1 << 53) - 1;
 /// The sides that a drawing may have, in pixels.
@@ -71,6 +69,21 @@ pub struct SamplingConfig {
     pub clip_skip: usize,
     /// Steps between previews; 0 is none.
     pub preview_every: usize,
+    /// Whether brackets in the texts mean something.
+    pub prompt_syntax: PromptSyntax,
+    /// What becomes of texts that are longer than the text encoder's window.
+    pub long_prompt: LongPrompt,
+    /// What the second text encoder reads, 1 to 10000 characters; `None` is `prompt`. Stable Diffusion XL alone takes this
+    /// and what follows.
+    pub prompt_2: Option<String>,
+    /// What the second text encoder reads to steer away from, at most 10000 characters; `None` is `negative_prompt`.
+    pub negative_prompt_2: Option<String>,
+    /// The size that the picture is said to have had before it was scaled; `None` is its own.
+    pub original_size: Option<PictureSize>,
+    /// What is said to have been cut away from it; `None` is nothing.
+    pub crop: Option<CropOffset>,
+    /// The size that it is said to be meant for; `None` is its own.
+    pub target_size: Option<PictureSize>,
 }
 
 impl Default for SamplingConfig {
@@ -94,6 +107,13 @@ impl Default for SamplingConfig {
             strength: DEFAULT_STRENGTH,
             clip_skip: 0,
             preview_every: 0,
+            prompt_syntax: PromptSyntax::default(),
+            long_prompt: LongPrompt::default(),
+            prompt_2: None,
+            negative_prompt_2: None,
+            original_size: None,
+            crop: None,
+            target_size: None,
         }
     }
 }
@@ -120,20 +140,7 @@ impl SamplingConfig {
     ///
     /// [`Error::InvalidParameter`] for the first value out of range, naming it, what was given and what is allowed.
     pub fn validate(&self, limits: &Limits) -> Result<()> {
-        let characters = self.prompt.chars().count();
-        if !(1..=MAX_PROMPT_CHARS).contains(&characters) {
-            return Err(Error::invalid(
-                "prompt",
-                format!("has {characters} characters; 1 to {MAX_PROMPT_CHARS} are allowed"),
-            ));
-        }
-        let characters = self.negative_prompt.as_deref().unwrap_or_default().chars().count();
-        if characters > MAX_PROMPT_CHARS {
-            return Err(Error::invalid(
-                "negative_prompt",
-                format!("has {characters} characters; at most {MAX_PROMPT_CHARS} are allowed"),
-            ));
-        }
+        self.validate_prompts()?;
         for (field, side) in [("width", self.width), ("height", self.height)] {
             if let Some(side) = side.filter(|side| !SIDE_PX.contains(side) || side % 8 != 0) {
                 return Err(Error::invalid(field, format!("is {side}; a multiple of 8 from 64 to 2048 is allowed")));
@@ -435,7 +442,7 @@ impl FromStr for SpacingKind {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::prompts::MAX_PROMPT_CHARS, *};
 
     fn valid() -> SamplingConfig {
         SamplingConfig { prompt: "a fox".into(), ..SamplingConfig::default() }

@@ -10,6 +10,7 @@ mod config;
 mod level;
 mod noise;
 mod prediction;
+mod prompts;
 mod samplers;
 mod schedule;
 mod scheduler_config;
@@ -26,6 +27,7 @@ pub use config::{DEFAULT_STRENGTH, Limits, SIDE_PX, SamplerKind, SamplingConfig,
 pub use level::noisy;
 pub use noise::NoiseGenerator;
 pub use prediction::PredictionType;
+pub use prompts::{CropOffset, LongPrompt, MAX_TOLD_PX, PictureSize, PromptSyntax};
 pub use samplers::{Asked, Between, Denoise, Sampler, Stepped};
 pub use schedule::{Level, Schedule, SecondLook, Step, steps_of_strength};
 pub use scheduler_config::SchedulerConfig;

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, mpsc as std_mpsc};
 
 use darkroom::{
     Error, Result,
-    pipeline::{Generate, Generated, ModelInfo, Monitor},
+    pipeline::{Generate, Generated, ModelInfo, Monitor, PromptSupport},
     sampling::{Limits, SamplerKind, SamplingConfig, SpacingKind},
 };
 use image::{DynamicImage, Rgb, RgbImage};
@@ -71,6 +71,7 @@ pub fn fake() -> (Arc<Fake>, Hands) {
         default_scheduler: SpacingKind::Checkpoint,
         schedulers: SpacingKind::ALL.to_vec(),
         limits: Limits { max_pixels: 1 << 20, max_batch: 4 },
+        prompts: PromptSupport { chunk_tokens: 75, max_chunks: 10, second: false },
     };
     (Arc::new(Fake { info, orders: Mutex::new(orders_rx), begun: begun_tx }), Hands { orders, begun })
 }

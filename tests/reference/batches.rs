@@ -6,7 +6,7 @@ use darkroom::{
     Error, Result,
     models::{DeviceChoice, DtypeChoice, ModelSource},
     pipeline::{BatchChoice, Generate, Generated, GroupJob, InferencePipeline, LoadOptions, Monitor, Unwatched},
-    sampling::{SamplerKind, SamplingConfig, SpacingKind},
+    sampling::{PromptSyntax, SamplerKind, SamplingConfig, SpacingKind},
 };
 use image::{DynamicImage, GrayImage, RgbImage};
 
@@ -135,6 +135,27 @@ fn jobs_of_other_prompts_scales_and_seeds_draw_together_what_they_draw_alone() {
             let previews = |told: &Told| told.previews.iter().map(|(_, image)| image.clone()).collect::<Vec<_>>();
             assert_eq!(told[1].previews.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [4, 8]);
             assert!(likeness(&previews(&told[1]), &previews(&shown)) >= LEAST_PSNR);
+        }
+    }
+}
+
+#[test]
+fn texts_of_one_number_of_chunks_draw_together_and_others_apart() {
+    for name in ["sd15", "sdxl"] {
+        let (pipeline, single) = (load(name, DtypeChoice::F32, "4"), load(name, DtypeChoice::F32, "1"));
+        let [short, long, other] = different(SamplerKind::Euler, 3);
+        let long = SamplingConfig { prompt: "a (red:1.3) fox BREAK in the snow".into(), ..long };
+        let other = SamplingConfig { negative_prompt: Some("green BREAK [blue]".into()), ..other };
+        assert!(pipeline.can_join(&long, &other), "{name}: the longer side counts");
+        assert!(!pipeline.can_join(&short, &long), "{name}");
+        let broken = SamplingConfig { prompt: "a BREAK b".into(), ..long.clone() };
+        let plain = SamplingConfig { prompt_syntax: PromptSyntax::Plain, ..broken.clone() };
+        assert!(!pipeline.can_join(&broken, &plain), "{name}: a plain text has no breaks");
+        let configs = [short, long, other];
+        let mut told = <[Told; 3]>::default();
+        for (config, end) in configs.iter().zip(draw_group(&pipeline, &configs, &mut told)) {
+            let found = likeness(&end.unwrap().images, &alone(&single, config));
+            assert!(found >= LEAST_PSNR, "{name}, {}: {found:.1} dB", config.prompt);
         }
     }
 }

@@ -7,7 +7,7 @@ use darkroom::{
     imaging::resize,
     models::ModelSource,
     pipeline::{Generate, InferencePipeline, Unwatched},
-    sampling::{SamplerKind, SamplingConfig, SpacingKind},
+    sampling::{LongPrompt, SamplerKind, SamplingConfig, SpacingKind},
 };
 use image::{GrayImage, RgbImage};
 use serde::Deserialize;
@@ -49,6 +49,7 @@ impl Case {
             scheduler: (self.schedule == "karras").then_some(SpacingKind::Karras),
             strength: self.strength,
             inpaint_padding: self.padding,
+            long_prompt: LongPrompt::Truncate,
             image: (!self.text_alone).then(|| Arc::clone(picture)),
             mask: (self.mask && !self.text_alone).then(|| Arc::clone(mask)),
             ..SamplingConfig::default()

@@ -2,8 +2,10 @@
 
 mod batches;
 mod changes;
+mod device;
 mod networks;
 mod pictures;
+mod prompts;
 mod published;
 mod sampling;
 mod support;

@@ -19,6 +19,7 @@ import noise
 import options
 import pictures
 import pocket
+import prompts
 import scheduler_keys
 import schedules
 import spacings
@@ -36,6 +37,13 @@ def checkpoint(name):
     expected.write_stages(pipe, folder)
     pictures.write_pictures(pipe, folder)
     changes.write_changes(pipe, folder)
+    prompts.write_prompts(pipe, folder)
+
+
+def write_all_prompts():
+    """What is drawn from weighted and long prompts on the checkpoints that are there already."""
+    for name in CHECKPOINTS:
+        prompts.write_prompts(expected.load(name, DATA / name / "model"), DATA / name)
 
 
 def changed(name):
@@ -68,6 +76,7 @@ def main():
     parts["layouts"] = lambda: layouts.write(DATA / "layouts")
     parts["noise"] = lambda: noise.write_noise(DATA / "noise.safetensors")
     parts["changes"] = write_all_changes
+    parts["prompts"] = write_all_prompts
     parts["pocket"] = lambda: pocket.write_pocket(DATA / "pocket")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("part", nargs="*", help=f"what to write, everything by default: {', '.join(parts)}")

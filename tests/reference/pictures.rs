@@ -3,7 +3,7 @@
 use darkroom::{
     models::{DtypeChoice, ModelSource},
     pipeline::{Generate, InferencePipeline, Unwatched},
-    sampling::{SamplerKind, SamplingConfig, SpacingKind},
+    sampling::{LongPrompt, PromptSyntax, SamplerKind, SamplingConfig, SpacingKind},
 };
 use serde::Deserialize;
 
@@ -66,6 +66,8 @@ impl Case {
             },
             sigmas: self.sigmas.clone(),
             clip_skip: self.clip_skip.unwrap_or(0),
+            prompt_syntax: PromptSyntax::Plain,
+            long_prompt: LongPrompt::Truncate,
             ..SamplingConfig::default()
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    fs,
+    env, fs,
     path::{Path, PathBuf},
 };
 
@@ -18,9 +18,11 @@ use serde::de::DeserializeOwned;
 /// The tiny checkpoints.
 pub const CHECKPOINTS: [&str; 4] = ["sd15", "sd2", "sd2v", "sdxl"];
 
-/// A file of the reference data.
+/// A file of the reference data. The repository may lie elsewhere than where this was built: cargo says where when it runs
+/// tests, and so does whoever runs a test binary that has travelled.
 pub fn data(path: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/reference/data").join(path)
+    let root = env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    root.join("tests/reference/data").join(path)
 }
 
 pub fn json<T: DeserializeOwned>(path: &str) -> T {
