@@ -131,7 +131,7 @@ fn picture(pipeline: &InferencePipeline, size: usize) -> Result<PreparedStage<'_
     pipeline.check(&config)?;
     Ok(Box::new(move || {
         let drawn = pipeline.generate(&config, &mut Unwatched)?;
-        let texts = DrawingParameters::of_image(&config, 0).texts(&model.name);
+        let texts = DrawingParameters::of_image(&config, 0).texts(model, &OutputOptions::default());
         encode(&drawn.images[0], &OutputOptions::default(), &texts).map(|_| ())
     }))
 }

@@ -17,10 +17,12 @@ use crate::{
     config::{GenerateConfig, PictureConfig},
     drawing::{DrawingParameters, random_seed},
     engine::{CancelReason, ErrorCode, GenerationEngine, GenerationRequest, GenerationResponse},
+    imaging::PictureTexts,
     loading::LoadStage,
-    output::{OutputFormat, OutputOptions, PictureText, encode},
+    output::{OutputFormat, OutputOptions, encode},
     pictures::{Encoded, GivenPictures},
     pipeline::{Generate, ModelInfo},
+    redraw::{Beside, Recorded, Source, check_beside},
     sampling::{SamplingConfig, steps_of_sigmas},
 };
 
@@ -71,34 +73,103 @@ where
     L: FnOnce(&mut dyn FnMut(LoadStage)) -> Result<Arc<dyn Generate>> + Send + 'static,
 {
     // What is wrong with the arguments alone is said before the model is loaded.
-    let output = output_options(&config.picture)?;
+    let (picture, source) = with_source(config.picture.clone()).await?;
+    let output = output_options(&picture)?;
     tokio::pin!(interrupted);
     let pipeline = tokio::select! {
         pipeline = load_shown(load) => pipeline?,
         () = &mut interrupted => return Err(GenerateError::Interrupted),
     };
     let limits = pipeline.model().limits;
-    let given = given_pictures(&config.picture);
+    let given = given_pictures(&picture);
     let pictures = tokio::task::spawn_blocking(move || given.decode(&limits))
         .await
         .unwrap_or_else(|error| Err(Error::Panicked { message: format!("while a picture was read: {error}") }))?;
-    let sampling = sampling_config(&config.picture, pipeline.model(), pictures)?;
+    let sampling = sampling_config(&picture, pipeline.model(), pictures)?;
     sampling.validate(&pipeline.model().limits)?;
     pipeline.check(&sampling)?;
 
-    let model = pipeline.model().name.clone();
     let mut engine = GenerationEngine::new(1);
-    engine.start(pipeline);
+    engine.start(Arc::clone(&pipeline));
     let images = draw(&engine, &sampling, interrupted).await?;
     engine.shutdown().await;
-    let path = config.picture.output.clone();
     tokio::task::spawn_blocking(move || {
-        let texts = |index| DrawingParameters::of_image(&sampling, index).texts(&model);
+        let model = pipeline.model();
+        if output.metadata
+            && let Some(warning) = source.and_then(|source| source.warning(model.digest.wait()))
+        {
+            tracing::warn!("{warning}");
+        }
+        let texts = |index| DrawingParameters::of_image(&sampling, index).texts(model, &output);
         let files = encode_all(&images, &output, texts)?;
-        write_all(&files, sampling.seed, &path)
+        write_all(&files, sampling.seed, &picture.output)
     })
     .await
     .unwrap_or_else(|error| Err(GenerateError::Failed(error.to_string())))
+}
+
+/// What is asked for, with what it leaves out filled in from the picture that is to be drawn again, if there is one.
+async fn with_source(mut picture: PictureConfig) -> Result<(PictureConfig, Option<Source>), GenerateError> {
+    let Some(path) = picture.from.take() else { return Ok((picture, None)) };
+    let read = move || {
+        let bytes =
+            std::fs::read(&path).map_err(|error| Error::invalid("from", format!("is {}: {error}", path.display())))?;
+        Source::read(&bytes)
+    };
+    let source = tokio::task::spawn_blocking(read)
+        .await
+        .unwrap_or_else(|error| Err(Error::Panicked { message: format!("while a picture was read: {error}") }))?;
+    draw_again(&mut picture, Recorded::parse(&source.request)?)?;
+    Ok((picture, Some(source)))
+}
+
+/// Fills in what `picture` leaves out.
+fn draw_again(picture: &mut PictureConfig, mut recorded: Recorded) -> Result<()> {
+    // A spacing replaces levels that are listed, and levels replace a spacing and its number of steps.
+    if picture.sigmas.is_some() {
+        (recorded.scheduler, recorded.steps) = (None, None);
+    } else if picture.scheduler.is_some() {
+        recorded.sigmas = None;
+    }
+    let given = Beside { image: picture.image.is_some(), mask: picture.mask.is_some() || picture.extend.is_some() };
+    check_beside(recorded.strength.is_some(), recorded.mask_blur.is_some(), given)?;
+    // Every field by its name, so that none is forgotten. Each file holds one image.
+    macro_rules! fill_in {
+        ($output:ident; $($field:ident),* $(,)?) => {
+            let Recorded { $($field,)* n: _, $output } = recorded;
+            $(picture.$field = picture.$field.take().or($field);)*
+        };
+    }
+    fill_in!(
+        output;
+        prompt,
+        negative_prompt,
+        width,
+        height,
+        steps,
+        guidance_scale,
+        seed,
+        sampler,
+        scheduler,
+        sigmas,
+        clip_skip,
+        eta,
+        prompt_syntax,
+        long_prompt,
+        prompt_2,
+        negative_prompt_2,
+        original_size,
+        crop,
+        target_size,
+        strength,
+        mask_blur,
+        inpaint_padding,
+    );
+    let is_jpeg = picture.output.extension().is_some_and(|extension| {
+        OutputFormat::from_extension(&extension.to_string_lossy()) == Some(OutputFormat::Jpeg)
+    });
+    picture.quality = picture.quality.or_else(|| output?.quality.filter(|_| is_jpeg));
+    Ok(())
 }
 
 fn output_options(picture: &PictureConfig) -> Result<OutputOptions, GenerateError> {
@@ -146,7 +217,7 @@ fn sampling_config(picture: &PictureConfig, model: &ModelInfo, pictures: Samplin
     let pictures = SamplingConfig { width: picture.width, height: picture.height, ..pictures };
     let (width, height) = model.size_for(&pictures)?;
     Ok(SamplingConfig {
-        prompt: picture.prompt.clone(),
+        prompt: picture.prompt.clone().unwrap_or_default(),
         negative_prompt: picture.negative_prompt.clone(),
         width: Some(width),
         height: Some(height),
@@ -157,14 +228,15 @@ fn sampling_config(picture: &PictureConfig, model: &ModelInfo, pictures: Samplin
         sampler: Some(picture.sampler.unwrap_or(model.default_sampler)),
         scheduler: picture.scheduler.or_else(|| picture.sigmas.is_none().then_some(model.default_scheduler)),
         sigmas: picture.sigmas.clone(),
-        clip_skip: picture.clip_skip,
-        prompt_syntax: picture.prompt_syntax,
-        long_prompt: picture.long_prompt,
+        prompt_syntax: picture.prompt_syntax.unwrap_or_default(),
+        long_prompt: picture.long_prompt.unwrap_or_default(),
         prompt_2: picture.prompt_2.clone(),
         negative_prompt_2: picture.negative_prompt_2.clone(),
         original_size: picture.original_size,
         crop: picture.crop,
         target_size: picture.target_size,
+        clip_skip: picture.clip_skip.unwrap_or(0),
+        eta: picture.eta,
         ..pictures
     })
 }
@@ -221,7 +293,7 @@ async fn draw(
 fn encode_all(
     images: &[DynamicImage],
     output: &OutputOptions,
-    texts: impl Fn(usize) -> [PictureText; 2],
+    texts: impl Fn(usize) -> PictureTexts,
 ) -> Result<Vec<Vec<u8>>> {
     images.iter().enumerate().map(|(index, image)| encode(image, output, &texts(index))).collect()
 }

@@ -16,6 +16,7 @@ use crate::{
     listen::Host,
     models::{DeviceChoice, DtypeChoice, ModelSource},
     naming::{AllowedHost, BasePath},
+    pipeline::{BatchChoice, TilingChoice},
     sampling::{CropOffset, Limits, LongPrompt, PictureSize, PromptSyntax, SamplerKind, SpacingKind},
     threads,
 };
@@ -179,6 +180,9 @@ impl Default for ServeConfig {
                 device: DeviceChoice::Auto,
                 dtype: DtypeChoice::Auto,
                 threads: None,
+                batch: BatchChoice::Auto,
+                vae_tiling: TilingChoice::Auto,
+                memory_limit: None,
             },
             cost: CostConfig { max_batch: 8, max_pixels: 4_194_304 },
             work: WorkConfig {
@@ -262,6 +266,18 @@ pub struct ModelConfig {
     /// Threads that draw on the CPU, 1 to 1024 [default: the physical cores that this process may use]
     #[arg(long, env = "DARKROOM_THREADS", value_parser = thread_count)]
     pub threads: Option<usize>,
+    /// Images that a network pass draws together, of one request or of several alike that wait: auto, or 1 to 64. auto is 1
+    /// on the CPU, which gains nothing from more, and up to 8 on other devices
+    #[arg(long, env = "DARKROOM_BATCH", default_value_t = BatchChoice::Auto, value_name = "IMAGES")]
+    pub batch: BatchChoice,
+    /// Whether the autoencoder takes large pictures in strips, with the same result: auto, on or off; auto does when whole
+    /// ones do not fit in what is free
+    #[arg(long, env = "DARKROOM_VAE_TILING", default_value_t = TilingChoice::Auto)]
+    pub vae_tiling: TilingChoice,
+    /// Most memory that a drawing may take besides the model's weights, such as 4GiB or a number of bytes; what needs more is
+    /// refused [default: what the device, the machine or its control group has]
+    #[arg(long, env = "DARKROOM_MEMORY_LIMIT", value_name = "SIZE", value_parser = byte_size)]
+    pub memory_limit: Option<usize>,
 }
 
 impl ModelConfig {
@@ -431,7 +447,8 @@ pub enum BenchStage {
 #[command(next_help_heading = "Picture")]
 pub struct PictureConfig {
     /// What to draw
-    pub prompt: String,
+    #[arg(required_unless_present = "from")]
+    pub prompt: Option<String>,
     /// File to write; .png, .jpg, .jpeg or .webp decides the format; of several images, image 0 of fox.png is fox-0.png
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
@@ -456,8 +473,9 @@ pub struct PictureConfig {
     /// How many images; image i has seed + i
     #[arg(long, default_value_t = 1, value_name = "IMAGES")]
     pub n: usize,
-    /// ddim, pndm, euler, euler_ancestral, heun, dpmpp_2m, dpm_2, dpm_2_ancestral, lms, uni_pc, deis or ddpm [default: the
-    /// model's]
+    /// ddim, pndm, euler, euler_ancestral, heun, dpmpp_2m, dpm_2, dpm_2_ancestral, lms, uni_pc, deis, ddpm,
+    /// dpmpp_2s_ancestral, dpmpp_sde, dpmpp_2m_sde, dpmpp_3m_sde, dpm_single, lcm, tcd, edm_euler or edm_dpmpp_2m [default:
+    /// the model's]
     #[arg(long)]
     pub sampler: Option<SamplerKind>,
     /// Spacing of the noise levels: checkpoint, karras, exponential, beta, lu, sgm_uniform, simple, ddim_uniform, kl_optimal,
@@ -467,9 +485,12 @@ pub struct PictureConfig {
     /// The noise levels themselves, falling, one for each step, such as 14.6,7.1,2.2,0
     #[arg(long, value_name = "SIGMA,..", value_delimiter = ',', allow_negative_numbers = true)]
     pub sigmas: Option<Vec<f64>>,
-    /// How many of the text encoder's last layers to leave out
-    #[arg(long, default_value_t = 0, value_name = "LAYERS")]
-    pub clip_skip: usize,
+    /// How many of the text encoder's last layers to leave out [default: 0]
+    #[arg(long, value_name = "LAYERS")]
+    pub clip_skip: Option<usize>,
+    /// How much noise each step of ddim adds, 0 to 1 [default: 0]; for tcd it is gamma [default: 0.3]
+    #[arg(long)]
+    pub eta: Option<f64>,
     /// Picture to start from; the drawing takes its size, rounded down to multiples of 8
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
@@ -492,11 +513,13 @@ pub struct PictureConfig {
     #[arg(long, value_name = "LEFT,TOP,RIGHT,BOTTOM", value_parser = margins, requires = "image")]
     pub extend: Option<Margins>,
     /// weights: (more), (more:1.3), [less] and BREAK in prompts mean something, and \( is a bracket; plain: nothing does
-    #[arg(long, default_value_t, value_name = "SYNTAX")]
-    pub prompt_syntax: PromptSyntax,
+    /// [default: weights]
+    #[arg(long, value_name = "SYNTAX")]
+    pub prompt_syntax: Option<PromptSyntax>,
     /// chunks: a prompt that is too long for the text encoder is read in up to 10 parts; truncate: its end is left out
-    #[arg(long, default_value_t, value_name = "WAY")]
-    pub long_prompt: LongPrompt,
+    /// [default: chunks]
+    #[arg(long, value_name = "WAY")]
+    pub long_prompt: Option<LongPrompt>,
     /// Stable Diffusion XL: what the second text encoder reads [default: the prompt]
     #[arg(long, value_name = "TEXT")]
     pub prompt_2: Option<String>,
@@ -515,9 +538,32 @@ pub struct PictureConfig {
     /// JPEG quality, 1 to 100 [default: 90]
     #[arg(long)]
     pub quality: Option<u8>,
-    /// Leave the request out of a PNG, which holds it otherwise
+    /// Leave the request out of the file, which holds it otherwise
     #[arg(long)]
     pub no_metadata: bool,
+    /// Picture that darkroom drew, to be drawn again; what other flags say counts first
+    #[arg(long, value_name = "FILE")]
+    pub from: Option<PathBuf>,
+}
+
+/// The units of sizes, with how many bytes each is.
+const BYTE_UNITS: [(&str, usize); 7] = [
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("kB", 1000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("", 1),
+];
+
+/// Reads a size in bytes.
+fn byte_size(text: &str) -> Result<usize, String> {
+    let unit = BYTE_UNITS.iter().find_map(|(name, bytes)| Some((text.strip_suffix(name)?, bytes)));
+    let size = unit.and_then(|(number, bytes)| number.trim().parse::<usize>().ok()?.checked_mul(*bytes));
+    size.filter(|size| *size > 0).ok_or_else(|| {
+        "a number of bytes, at least 1, is allowed, with or without one of KiB, MiB, GiB, kB, MB, GB".to_owned()
+    })
 }
 
 /// Reads a count that must not be zero.
@@ -647,8 +693,7 @@ mod tests {
         let Ok(Command::Generate(config)) = parse(&args) else { panic!() };
         assert_eq!((config.picture.n, config.picture.seed), (2, Some(7)));
         assert_eq!(config.picture.sampler, Some(SamplerKind::EulerAncestral));
-        assert_eq!(config.picture.prompt_syntax, PromptSyntax::Weights);
-        assert_eq!(config.picture.long_prompt, LongPrompt::Chunks);
+        assert_eq!((config.picture.prompt_syntax, config.picture.long_prompt), (None, None));
         let told = ["--prompt-2", "snow", "--negative-prompt-2", "", "--original-size", "96x64", "--crop", "8,16"];
         let more = ["--target-size", "1024x768", "--prompt-syntax", "plain", "--long-prompt", "truncate"];
         let args = [&["generate", "a fox", "-o", "fox.png"][..], &told, &more].concat();
@@ -658,7 +703,10 @@ mod tests {
         assert_eq!(picture.original_size, Some(PictureSize { width: 96, height: 64 }));
         assert_eq!(picture.target_size, Some(PictureSize { width: 1024, height: 768 }));
         assert_eq!(picture.crop, Some(CropOffset { left: 8, top: 16 }));
-        assert_eq!((picture.prompt_syntax, picture.long_prompt), (PromptSyntax::Plain, LongPrompt::Truncate));
+        assert_eq!(
+            (picture.prompt_syntax, picture.long_prompt),
+            (Some(PromptSyntax::Plain), Some(LongPrompt::Truncate))
+        );
     }
 
     #[test]

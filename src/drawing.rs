@@ -6,15 +6,12 @@ use rand::Rng;
 use serde::{Serialize, Serializer};
 
 use crate::{
+    imaging::PictureTexts,
     infotext::infotext,
-    output::PictureText,
+    output::{OutputFormat, OutputOptions},
+    pipeline::ModelInfo,
     sampling::{CropOffset, LongPrompt, PictureSize, PromptSyntax, SamplerKind, SamplingConfig, SpacingKind},
 };
-
-/// The keyword under which galleries look for a picture's parameters.
-const INFOTEXT_KEYWORD: &str = "parameters";
-/// The keyword of the request that draws the picture again.
-const REQUEST_KEYWORD: &str = "darkroom";
 
 /// The largest seed that a client can send and be sent: JSON readers keep integers exactly up to here.
 pub const MAX_SEED: u64 = (1 << 53) - 1;
@@ -49,6 +46,8 @@ pub struct DrawingParameters<'a> {
     #[serde(serialize_with = "shown")]
     long_prompt: LongPrompt,
     /// This and what follows stand there only where they mean something; the pictures themselves are left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) eta: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) strength: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -86,6 +85,7 @@ impl<'a> DrawingParameters<'a> {
             clip_skip: config.clip_skip,
             prompt_syntax: config.prompt_syntax,
             long_prompt: config.long_prompt,
+            eta: config.eta,
             strength: config.image.is_some().then_some(config.strength),
             mask_blur: config.mask.is_some().then_some(config.mask_blur),
             inpaint_padding: config.inpaint_padding,
@@ -103,20 +103,39 @@ impl<'a> DrawingParameters<'a> {
         Self { seed: config.seed + index as u64, n: 1, ..Self::of_request(config) }
     }
 
-    /// As JSON, which `POST /generate` takes again.
+    /// What a file of this image, drawn by `model`, says of it: the text that galleries read, and the request. It waits for
+    /// the digest of the model's weights.
     #[must_use]
-    pub fn to_json(&self) -> String {
-        serde_json::to_string(self).expect("strings and numbers are always JSON")
+    pub fn texts(&self, model: &ModelInfo, output: &OutputOptions) -> PictureTexts {
+        if !output.metadata {
+            return PictureTexts::default();
+        }
+        let request = FileRequest { drawing: self, output: output_of_file(output) };
+        let request = serde_json::to_string(&request).expect("strings and numbers are always JSON");
+        PictureTexts { parameters: Some(infotext(self, &model.name, model.digest.wait())), request: Some(request) }
     }
+}
 
-    /// What a file of this image says of it, drawn by the model of this name: the text that galleries read, and the request.
-    #[must_use]
-    pub fn texts(&self, model: &str) -> [PictureText; 2] {
-        [
-            PictureText { keyword: INFOTEXT_KEYWORD, text: infotext(self, model) },
-            PictureText { keyword: REQUEST_KEYWORD, text: self.to_json() },
-        ]
-    }
+/// The request of one image, as its file has it: `POST /generate` takes it again.
+#[derive(Serialize)]
+struct FileRequest<'a> {
+    #[serde(flatten)]
+    drawing: &'a DrawingParameters<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<FileOutput>,
+}
+
+/// How a file is encoded, where that is not as a request has it by default.
+#[derive(Serialize)]
+struct FileOutput {
+    format: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quality: Option<u8>,
+}
+
+fn output_of_file(output: &OutputOptions) -> Option<FileOutput> {
+    let quality = (output.format == OutputFormat::Jpeg).then_some(output.quality);
+    (output.format != OutputFormat::default()).then(|| FileOutput { format: output.format.name(), quality })
 }
 
 /// By its name.
@@ -141,11 +160,12 @@ mod tests {
     #[test]
     fn a_request_that_lists_sigmas_says_so_and_no_other_does() {
         let listed = SamplingConfig { sigmas: Some(vec![9.0, 0.5, 0.0]), steps: 2, ..SamplingConfig::default() };
-        let json: serde_json::Value = serde_json::from_str(&DrawingParameters::of_image(&listed, 0).to_json()).unwrap();
+        let json = serde_json::to_value(DrawingParameters::of_image(&listed, 0)).unwrap();
         assert_eq!(
             (&json["sigmas"], &json["scheduler"]),
             (&serde_json::json!([9.0, 0.5, 0.0]), &serde_json::Value::Null)
         );
-        assert!(!DrawingParameters::of_request(&SamplingConfig::default()).to_json().contains("sigmas"));
+        let plain = serde_json::to_value(DrawingParameters::of_request(&SamplingConfig::default())).unwrap();
+        assert!(plain.get("sigmas").is_none());
     }
 }

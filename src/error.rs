@@ -103,6 +103,16 @@ pub enum Error {
         /// What is wrong, and what can be used.
         message: String,
     },
+    /// A picture that does not fit in what is free of the device's memory.
+    #[error("{width}x{height} pixels do not fit in memory: {message}")]
+    OutOfMemory {
+        /// The picture's width in pixels.
+        width: usize,
+        /// The picture's height in pixels.
+        height: usize,
+        /// What is needed and what is free, or what the device said.
+        message: String,
+    },
     /// An image that cannot be decoded or encoded.
     #[error("image: {0}")]
     Image(String),
@@ -129,6 +139,16 @@ impl Error {
     /// A parameter outside what is allowed; `message` says what was given and what is allowed.
     pub fn invalid(field: &'static str, message: impl Into<String>) -> Self {
         Self::InvalidParameter { field, message: message.into() }
+    }
+
+    /// Whether a device ran out of memory.
+    #[must_use]
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::OutOfMemory { .. } => true,
+            Self::Tensor(error) => crate::memory::is_out_of_memory(error),
+            _ => false,
+        }
     }
 
     /// A parameter that cannot be honoured; `message` says what was given and what can be done instead.

@@ -68,8 +68,12 @@ pub fn bytes_to_image(bytes: &[u8], max_pixels: usize) -> Result<DynamicImage> {
     oriented(reader.into_decoder().map_err(broken)?).map_err(broken)
 }
 
-/// The part of `text` that is base64.
-fn payload(text: &str) -> Result<&str> {
+/// The part of `text` that is base64: all of it, or what follows `data:image/png;base64,`.
+///
+/// # Errors
+///
+/// [`Error::Image`] for a `data:` URL of another form.
+pub fn payload(text: &str) -> Result<&str> {
     let Some(url) = text.trim_start().strip_prefix("data:") else { return Ok(text) };
     match url.split_once(',') {
         Some((kind, payload)) if kind.ends_with(";base64") => Ok(payload),

@@ -7,13 +7,14 @@ use std::borrow::Cow;
 
 use crate::{
     drawing::DrawingParameters,
+    models::short_digest,
     pipeline::literal_prompt,
     sampling::{PromptSyntax, SamplerKind, SpacingKind},
 };
 
-/// The parameters of one image, drawn by the model of this name.
+/// The parameters of one image, drawn by the model of this name, whose weights have this digest.
 #[must_use]
-pub fn infotext(parameters: &DrawingParameters<'_>, model: &str) -> String {
+pub fn infotext(parameters: &DrawingParameters<'_>, model: &str, digest: Option<&str>) -> String {
     // The web UI has one syntax, in which texts of the other are written.
     let prompt = |text: &str| match parameters.prompt_syntax {
         PromptSyntax::Weights => text.trim().to_owned(),
@@ -34,10 +35,13 @@ pub fn infotext(parameters: &DrawingParameters<'_>, model: &str) -> String {
         ("CFG scale", Some(parameters.guidance_scale.to_string())),
         ("Seed", Some(parameters.seed.to_string())),
         ("Size", size),
+        ("Model hash", digest.map(|digest| short_digest(digest).to_owned())),
         ("Model", Some(model.to_owned())),
         ("Clip skip", clip_skip),
+        ("Eta", parameters.eta.map(|eta| eta.to_string())),
         ("Denoising strength", parameters.strength.map(|strength| strength.to_string())),
         ("Mask blur", parameters.mask_blur.map(|blur| blur.to_string())),
+        ("Model SHA-256", digest.map(str::to_owned)),
         ("Version", Some(format!("darkroom {}", env!("CARGO_PKG_VERSION")))),
     ];
     let pairs = pairs.iter().filter_map(|(name, value)| Some(format!("{name}: {}", quoted(value.as_ref()?))));
@@ -59,6 +63,15 @@ const fn sampler_label(sampler: SamplerKind) -> &'static str {
         SamplerKind::UniPc => "UniPC",
         SamplerKind::Deis => "DEIS",
         SamplerKind::Ddpm => "DDPM",
+        SamplerKind::Dpmpp2sAncestral => "DPM++ 2S a",
+        SamplerKind::DpmppSde => "DPM++ SDE",
+        SamplerKind::Dpmpp2mSde => "DPM++ 2M SDE",
+        SamplerKind::Dpmpp3mSde => "DPM++ 3M SDE",
+        SamplerKind::DpmSingle => "DPM++ 2S",
+        SamplerKind::Lcm => "LCM",
+        SamplerKind::Tcd => "TCD",
+        SamplerKind::EdmEuler => "Euler EDM",
+        SamplerKind::EdmDpmpp2m => "DPM++ 2M EDM",
     }
 }
 
@@ -112,7 +125,7 @@ mod tests {
     }
 
     fn text(config: &SamplingConfig, model: &str) -> String {
-        infotext(&DrawingParameters::of_image(config, 1), model)
+        infotext(&DrawingParameters::of_image(config, 1), model, None)
     }
 
     /// The pairs of the last line, split as the web UI does: at commas outside quotes, then at the first colon.
@@ -181,6 +194,22 @@ mod tests {
     }
 
     #[test]
+    fn the_weights_are_named_in_short_and_in_full() {
+        let digest = "0123456789abcdef".repeat(4);
+        let text = infotext(&DrawingParameters::of_image(&config(), 0), "sd15", Some(&digest));
+        assert!(text.contains(", Model hash: 0123456789, Model: sd15, "), "{text}");
+        assert!(text.contains(&format!(", Model SHA-256: {digest}, Version: ")), "{text}");
+    }
+
+    #[test]
+    fn eta_is_written_where_a_request_gave_it() {
+        let config = SamplingConfig { sampler: Some(SamplerKind::Ddim), eta: Some(0.5), ..config() };
+        assert!(pairs(&text(&config, "m")).contains(&("Eta".to_owned(), "0.5".to_owned())));
+        let without = SamplingConfig { eta: None, ..config };
+        assert!(!text(&without, "m").contains("Eta"));
+    }
+
+    #[test]
     fn every_sampler_has_the_web_uis_name() {
         let spacings = SpacingKind::ALL.map(schedule_label);
         assert_eq!(spacings[..4], [None, Some("Karras"), Some("Exponential"), Some("Beta")]);
@@ -189,6 +218,8 @@ mod tests {
         let labels = SamplerKind::ALL.map(sampler_label);
         let usual = ["DDIM", "PLMS", "Euler", "Euler a", "Heun", "DPM++ 2M"];
         assert_eq!(labels[..6], usual);
-        assert_eq!(labels[6..], ["DPM2", "DPM2 a", "LMS", "UniPC", "DEIS", "DDPM"]);
+        assert_eq!(labels[6..12], ["DPM2", "DPM2 a", "LMS", "UniPC", "DEIS", "DDPM"]);
+        assert_eq!(labels[12..16], ["DPM++ 2S a", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 3M SDE"]);
+        assert_eq!(labels[16..], ["DPM++ 2S", "LCM", "TCD", "Euler EDM", "DPM++ 2M EDM"]);
     }
 }

@@ -68,6 +68,7 @@ pub mod memory;
 pub mod naming;
 pub mod output;
 pub mod pictures;
+pub mod redraw;
 pub mod signals;
 pub mod telemetry;
 pub mod threads;

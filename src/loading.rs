@@ -52,7 +52,9 @@ pub fn load_pipeline(
         device: config.device,
         dtype: config.dtype,
         limits,
-        ..LoadOptions::default()
+        vae_tiling: config.vae_tiling,
+        memory_limit: config.memory_limit,
+        batch: config.batch,
     };
     let pipeline = InferencePipeline::load(&options, &mut |fraction| report(LoadStage::Reading { fraction }))?;
     report(LoadStage::Warming);

@@ -1,4 +1,4 @@
-//! Finished pictures as files: formats, quality, and the request written into a PNG.
+//! Finished pictures as files: formats, quality, and the request written into them.
 //!
 //! Owns the encoders. It must not know HTTP or the engine: the server and the command line call it, off the
 //! asynchronous threads, since a large picture takes a while.
@@ -6,11 +6,11 @@
 use std::{fmt, io::Cursor, str::FromStr};
 
 use image::{
-    DynamicImage, ImageEncoder,
+    DynamicImage, ExtendedColorType, ImageEncoder, RgbImage,
     codecs::{jpeg::JpegEncoder, webp::WebPEncoder},
 };
 
-use crate::{Error, Result};
+use crate::{Error, Result, imaging::PictureTexts};
 
 /// JPEG quality when a request names none.
 pub const DEFAULT_QUALITY: u8 = 90;
@@ -18,7 +18,7 @@ pub const DEFAULT_QUALITY: u8 = 90;
 /// A file format for pictures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OutputFormat {
-    /// Lossless, and the only one that carries the request.
+    /// Lossless.
     #[default]
     Png,
     /// Lossy, with a quality.
@@ -87,17 +87,8 @@ pub struct OutputOptions {
     pub format: OutputFormat,
     /// JPEG quality, 1 to 100; the other formats here are lossless and have none.
     pub quality: u8,
-    /// Whether a PNG carries the request that drew it. The other formats never do.
+    /// Whether the file carries the request that drew it.
     pub metadata: bool,
-}
-
-/// What a picture's file says of it, for a format that can.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PictureText {
-    /// By which it is found: 1 to 79 characters of Latin-1.
-    pub keyword: &'static str,
-    /// What is said.
-    pub text: String,
 }
 
 impl Default for OutputOptions {
@@ -125,47 +116,52 @@ impl OutputOptions {
     }
 }
 
-/// Encodes a picture. `texts` say what drew it, for a format that can carry them.
+/// Encodes a picture. `texts` say what drew it, for a file that is to carry them.
 ///
 /// # Errors
 ///
 /// [`Error::Image`] when the encoder refuses the picture.
-pub fn encode(image: &DynamicImage, options: &OutputOptions, texts: &[PictureText]) -> Result<Vec<u8>> {
+pub fn encode(image: &DynamicImage, options: &OutputOptions, texts: &PictureTexts) -> Result<Vec<u8>> {
+    let none = PictureTexts::default();
+    let texts = if options.metadata { texts } else { &none };
     let rgb = image.to_rgb8();
-    let (width, height) = rgb.dimensions();
     let failed = |error: image::ImageError| Error::Image(error.to_string());
     let mut bytes = Cursor::new(Vec::new());
     match options.format {
         OutputFormat::Png => {
-            let texts = if options.metadata { texts } else { &[] };
             write_png(&mut bytes, &rgb, texts).map_err(|error| Error::Image(error.to_string()))?;
         }
-        OutputFormat::Jpeg => JpegEncoder::new_with_quality(&mut bytes, options.quality)
-            .write_image(&rgb, width, height, image::ExtendedColorType::Rgb8)
-            .map_err(failed)?,
-        OutputFormat::WebP => WebPEncoder::new_lossless(&mut bytes)
-            .write_image(&rgb, width, height, image::ExtendedColorType::Rgb8)
-            .map_err(failed)?,
+        OutputFormat::Jpeg => {
+            let encoder = JpegEncoder::new_with_quality(&mut bytes, options.quality);
+            write(encoder, &rgb, texts.jpeg_exif()?).map_err(failed)?;
+        }
+        OutputFormat::WebP => write(WebPEncoder::new_lossless(&mut bytes), &rgb, texts.exif()?).map_err(failed)?,
     }
     Ok(bytes.into_inner())
 }
 
+fn write(mut encoder: impl ImageEncoder, rgb: &RgbImage, exif: Option<Vec<u8>>) -> image::ImageResult<()> {
+    if let Some(exif) = exif {
+        // Only a format without EXIF refuses it.
+        encoder.set_exif_metadata(exif).map_err(image::ImageError::Unsupported)?;
+    }
+    encoder.write_image(rgb, rgb.width(), rgb.height(), ExtendedColorType::Rgb8)
+}
+
 fn write_png(
     bytes: &mut Cursor<Vec<u8>>,
-    rgb: &image::RgbImage,
-    texts: &[PictureText],
-) -> Result<(), png::EncodingError> {
+    rgb: &RgbImage,
+    texts: &PictureTexts,
+) -> std::result::Result<(), png::EncodingError> {
     let mut encoder = png::Encoder::new(bytes, rgb.width(), rgb.height());
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
-    for PictureText { keyword, text } in texts {
-        // The end of a string in PNG, which no text may hold (PNG 3, 11.3.3).
-        let text = text.replace('\0', "\u{fffd}");
+    for (keyword, text) in texts.png_chunks() {
         // Plain text where its Latin-1 has every character, as readers of the first kind know no other.
         if text.chars().all(|c| u8::try_from(c).is_ok()) {
-            encoder.add_text_chunk((*keyword).to_owned(), text)?;
+            encoder.add_text_chunk(keyword.to_owned(), text)?;
         } else {
-            encoder.add_itxt_chunk((*keyword).to_owned(), text)?;
+            encoder.add_itxt_chunk(keyword.to_owned(), text)?;
         }
     }
     let mut writer = encoder.write_header()?;
@@ -183,21 +179,23 @@ mod tests {
 
     #[test]
     fn a_png_carries_texts_only_when_it_is_asked_to_and_as_plain_ones_where_latin_1_will_do() {
-        let text = |keyword, text: &str| PictureText { keyword, text: text.to_owned() };
-        let texts = [text("plain", "Füchse\nSteps: 20"), text("international", "狐"), text("ended", "a\0b")];
-        let with = encode(&picture(), &OutputOptions::default(), &texts).unwrap();
+        let texts = |parameters: &str, request: &str| PictureTexts {
+            parameters: Some(parameters.to_owned()),
+            request: Some(request.to_owned()),
+        };
+        let with = encode(&picture(), &OutputOptions::default(), &texts("Füchse\nSteps: 20", "狐\0b")).unwrap();
         let reader = png::Decoder::new(Cursor::new(&with)).read_info().unwrap();
         let plain: Vec<_> =
             reader.info().uncompressed_latin1_text.iter().map(|chunk| (&*chunk.keyword, &*chunk.text)).collect();
-        assert_eq!(plain, [("plain", "Füchse\nSteps: 20")]);
+        assert_eq!(plain, [("parameters", "Füchse\nSteps: 20")]);
         let international: Vec<_> =
             reader.info().utf8_text.iter().map(|chunk| (&*chunk.keyword, chunk.get_text().unwrap())).collect();
-        assert_eq!(international, [("international", "狐".to_owned()), ("ended", "a\u{fffd}b".to_owned())]);
+        assert_eq!(international, [("darkroom", "狐\u{fffd}b".to_owned())]);
         // The very bytes of a plain one: length, type, keyword, end, Latin-1.
-        assert!(with.windows(24).any(|bytes| bytes == b"\0\0\0\x16tEXtplain\0F\xfcchse\nSte"));
+        assert!(with.windows(29).any(|bytes| bytes == b"\0\0\0\x1btEXtparameters\0F\xfcchse\nSte"));
         assert_eq!(image::load_from_memory(&with).unwrap(), picture());
         let options = OutputOptions { metadata: false, ..OutputOptions::default() };
-        let without = encode(&picture(), &options, &texts).unwrap();
+        let without = encode(&picture(), &options, &texts("a", "b")).unwrap();
         let reader = png::Decoder::new(Cursor::new(&without)).read_info().unwrap();
         assert!(reader.info().utf8_text.is_empty() && reader.info().uncompressed_latin1_text.is_empty());
     }
@@ -205,7 +203,9 @@ mod tests {
     #[test]
     fn each_format_is_what_it_says() {
         for format in OutputFormat::ALL {
-            let bytes = encode(&picture(), &OutputOptions { format, ..OutputOptions::default() }, &[]).unwrap();
+            let bytes =
+                encode(&picture(), &OutputOptions { format, ..OutputOptions::default() }, &PictureTexts::default())
+                    .unwrap();
             assert_eq!(image::guess_format(&bytes).unwrap().to_mime_type(), format.media_type());
             assert_eq!(format.name().parse::<OutputFormat>().unwrap(), format);
             assert_eq!(OutputFormat::from_extension(&format.name().to_uppercase()), Some(format));

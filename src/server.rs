@@ -96,6 +96,9 @@ where
         Ok(pipeline) => {
             let model = pipeline.model();
             tracing::info!(model = model.name, family = model.family, device = model.device, "model loaded");
+            // Pictures name the weights that drew them; large ones take a while to read.
+            let digest = model.digest.clone();
+            tokio::task::spawn_blocking(move || digest.wait().map(str::len));
             app.make_ready(pipeline);
             Ok(())
         }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use darkroom::engine::{
     BoardLimits, CancelReason, Cancellation, Cancelling, Job, JobBoard, JobEvent, JobStatus, JobTicket, JobTimings,
-    Listing, Missing, Outcome, PreviewImage, ResultImage, Work,
+    Listing, Missing, Outcome, PreviewImage, ResultImage, StepDone, Work,
 };
 
 fn board(limits: BoardLimits) -> JobBoard {
@@ -25,6 +25,10 @@ fn succeeded(bytes: usize) -> Outcome {
     let image =
         ResultImage { seed: 1, width: 1, height: 1, format: "png", media_type: "image/png", bytes: vec![0; bytes] };
     Outcome::Succeeded { images: vec![Arc::new(image)], timings: JobTimings::default(), warnings: Vec::new() }
+}
+
+fn step_done(step: usize, total: usize, step_time: Duration) -> StepDone {
+    StepDone { step, total, step_time, images_together: 1 }
 }
 
 fn found(board: &JobBoard, id: &str) -> Result<(), Missing> {
@@ -87,10 +91,30 @@ async fn times_are_told_from_measured_steps() {
     let (first, second) = (add(&board, "a"), add(&board, "b"));
     assert_eq!((board.snapshot(&second).eta, board.next_place_in()), (None, None));
     board.started(&first);
-    board.progress(&first, 1, 10, Duration::from_secs(2));
+    board.progress(&first, step_done(1, 10, Duration::from_secs(2)));
     assert_eq!(board.snapshot(&first).eta, Some(Duration::from_secs(18)));
     assert_eq!(board.snapshot(&second).eta, Some(Duration::from_secs(38)));
     assert_eq!(board.next_place_in(), Some(Duration::from_secs(18)));
+}
+
+#[tokio::test]
+async fn those_that_are_drawn_together_end_together() {
+    let board = board(BoardLimits::default());
+    let [first, waiting, joined] = ["a", "b", "c"].map(|id| add(&board, id));
+    board.started(&first);
+    board.started(&joined);
+    for job in [&first, &joined] {
+        let done = StepDone { images_together: 2, ..step_done(1, 10, Duration::from_secs(4)) };
+        board.progress(job, done);
+    }
+    // Two seconds a step and image, and nine steps of each are left.
+    let eta = |job| board.snapshot(job).eta.map(|eta| eta.as_secs());
+    assert_eq!([eta(&first), eta(&joined), eta(&waiting)], [Some(36), Some(36), Some(56)]);
+    assert_eq!(board.next_place_in(), Some(Duration::from_secs(36)));
+    // Whoever came later was accepted later.
+    assert_eq!(board.snapshot(&waiting).queue_position, Some(1));
+    board.end(&joined, succeeded(1));
+    assert_eq!([eta(&first), eta(&joined), eta(&waiting)], [Some(18), None, Some(38)]);
 }
 
 #[tokio::test]
@@ -100,7 +124,7 @@ async fn a_late_or_slow_listener_gets_the_newest_progress_in_order_and_every_tur
     let mut early = job.subscribe(0);
     board.started(&job);
     for step in 1..=500 {
-        board.progress(&job, step, 500, Duration::from_millis(1));
+        board.progress(&job, step_done(step, 500, Duration::from_millis(1)));
         let preview = PreviewImage { step, width: 1, height: 1, format: "jpeg", base64: String::new() };
         board.preview(&job, preview);
     }

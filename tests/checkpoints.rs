@@ -176,8 +176,8 @@ fn what_a_configuration_asks_for_and_is_not_there_is_named() {
         (
             "model_index.json",
             "scheduler",
-            json!(["diffusers", "LCMScheduler"]),
-            "scheduler is \"LCMScheduler\"; supported are PNDM",
+            json!(["diffusers", "SASolverScheduler"]),
+            "scheduler is \"SASolverScheduler\"; supported are PNDM",
         ),
         (
             "scheduler/scheduler_config.json",
@@ -243,7 +243,7 @@ fn the_index_names_the_class_that_draws_and_the_file_does_where_the_index_is_sil
     set(root, FILE, "use_karras_sigmas", Value::from(true));
     assert_eq!(defaults(root), (SamplerKind::Pndm, SpacingKind::Checkpoint));
     set(root, "model_index.json", "scheduler", json!(["diffusers", "EulerDiscreteScheduler"]));
-    set(root, FILE, "skip_prk_steps", Value::from(false));
+    set(root, FILE, "skip_prk_steps", Value::from(1));
     assert_eq!(defaults(root), (SamplerKind::Euler, SpacingKind::Karras));
     for (entry, said) in [
         (json!([null, null]), "scheduler is [null,null]; [\"diffusers\", CLASS] is needed"),
@@ -274,9 +274,9 @@ fn the_index_names_the_class_that_draws_and_the_file_does_where_the_index_is_sil
     remove(root, "model_index.json", "scheduler");
     set(root, FILE, "_class_name", Value::from("HeunDiscreteScheduler"));
     assert_eq!(defaults(root), (SamplerKind::Heun, SpacingKind::Karras));
-    set(root, FILE, "_class_name", Value::from("LCMScheduler"));
+    set(root, FILE, "_class_name", Value::from("IPNDMScheduler"));
     let message = refused(root);
-    let said = format!("{}: _class_name is \"LCMScheduler\"; supported are PNDM", root.join(FILE).display());
+    let said = format!("{}: _class_name is \"IPNDMScheduler\"; supported are PNDM", root.join(FILE).display());
     assert!(message.starts_with(&said), "{message}");
     remove(root, FILE, "_class_name");
     assert!(refused(root).contains("scheduler_config.json: _class_name is missing"));
@@ -285,17 +285,71 @@ fn the_index_names_the_class_that_draws_and_the_file_does_where_the_index_is_sil
 #[test]
 fn a_key_that_another_sampler_would_read_refuses_that_sampler_alone() {
     let folder = copy("sd15");
-    set(folder.path(), "scheduler/scheduler_config.json", "thresholding", Value::from(true));
+    set(folder.path(), "scheduler/scheduler_config.json", "solver_order", Value::from(4));
     let pipeline = load(folder.path()).unwrap();
     pipeline.check(&config(2)).unwrap();
-    for sampler in [SamplerKind::Dpmpp2m, SamplerKind::Ddim] {
+    for sampler in [SamplerKind::Dpmpp2m, SamplerKind::Deis] {
         let error = pipeline.check(&SamplingConfig { sampler: Some(sampler), ..config(2) }).unwrap_err();
         assert!(matches!(error, Error::UnsupportedParameter { field: "sampler", .. }));
         let class = sampler.class();
-        let said = format!("is {sampler}, which draws as {class} does; this model's thresholding is true; only false");
+        let said = format!("is {sampler}, which draws as {class} does; this model's solver_order is 4; only 1");
         assert!(error.to_string().starts_with(&format!("sampler: {said}")), "{error}");
     }
     pipeline.check(&SamplingConfig { sampler: Some(SamplerKind::Euler), ..config(2) }).unwrap();
+}
+
+#[test]
+fn eta_counts_where_the_sampler_adds_noise_by_it() {
+    let pipeline = load(&reference("sd15")).unwrap();
+    // The checkpoint's own sampler is PNDM.
+    let error = pipeline.check(&SamplingConfig { eta: Some(0.5), ..config(2) }).unwrap_err();
+    assert_eq!(error.to_string(), "eta: is 0.5, which means nothing to the sampler pndm; ddim and tcd take it");
+    for sampler in [SamplerKind::Ddim, SamplerKind::Tcd] {
+        let draw = |eta| {
+            let config = SamplingConfig { sampler: Some(sampler), eta, ..config(3) };
+            bytes(&pipeline.generate(&config, &mut Told::default()).unwrap().images[0]).to_vec()
+        };
+        assert_ne!(draw(None), draw(Some(0.9)), "{sampler}");
+        let default = if sampler == SamplerKind::Ddim { 0.0 } else { 0.3 };
+        assert_eq!(draw(None), draw(Some(default)), "{sampler}");
+        // What differs in it is not drawn together.
+        let one = SamplingConfig { sampler: Some(sampler), eta: Some(0.1), ..config(3) };
+        assert!(!pipeline.can_join(&one, &SamplingConfig { eta: Some(0.2), ..one.clone() }));
+        assert!(pipeline.can_join(&one, &one));
+    }
+}
+
+#[test]
+fn a_checkpoint_takes_the_samplers_that_its_network_was_preconditioned_for() {
+    let pipeline = load(&reference("sd15")).unwrap();
+    assert!(!pipeline.model().samplers.contains(&SamplerKind::EdmEuler));
+    assert_eq!(pipeline.model().samplers.len(), SamplerKind::ALL.len() - 2);
+    let error = pipeline.check(&SamplingConfig { sampler: Some(SamplerKind::EdmEuler), ..config(2) }).unwrap_err();
+    assert!(matches!(error, Error::UnsupportedParameter { field: "sampler", .. }), "{error}");
+    let folder = copy("sd15");
+    set(folder.path(), "model_index.json", "scheduler", json!(["diffusers", "EDMEulerScheduler"]));
+    let pipeline = load(folder.path()).unwrap();
+    assert_eq!(pipeline.model().samplers, [SamplerKind::EdmEuler, SamplerKind::EdmDpmpp2m]);
+    assert_eq!(pipeline.model().default_sampler, SamplerKind::EdmEuler);
+    let error = pipeline.check(&SamplingConfig { sampler: Some(SamplerKind::Ddim), ..config(2) }).unwrap_err();
+    assert!(error.to_string().starts_with("sampler: is ddim; this model's network was preconditioned"), "{error}");
+}
+
+/// Steps with two looks at the network stay whole, whatever part of them is drawn.
+#[test]
+fn every_sampler_begins_with_a_picture_at_any_strength() {
+    let pipeline = load(&reference("sd2")).unwrap();
+    let picture = std::sync::Arc::new(image::RgbImage::from_pixel(64, 64, image::Rgb([90, 120, 60])));
+    for sampler in pipeline.model().samplers.clone() {
+        for strength in [0.25, 0.5, 1.0] {
+            let image = Some(std::sync::Arc::clone(&picture));
+            let config = SamplingConfig { sampler: Some(sampler), image, strength, ..config(4) };
+            let mut told = Told::default();
+            pipeline.generate(&config, &mut told).unwrap();
+            let steps = darkroom::sampling::steps_of_strength(4, strength);
+            assert_eq!(told.steps.last(), Some(&(steps, steps)), "{sampler} {strength}");
+        }
+    }
 }
 
 #[test]

@@ -52,6 +52,17 @@ async fn one_picture_goes_to_its_file_and_several_are_numbered() {
     assert_eq!(names(folder.path()), ["fox-0.jpg", "fox-1.jpg", "fox.png"]);
 }
 
+#[tokio::test]
+async fn eta_is_for_the_samplers_that_take_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fox.png");
+    draw(&parse(&path, &["--seed", "7", "--sampler", "ddim", "--eta", "0.5"])).await.unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    assert!(bytes.windows(9).any(|window| window == br#""eta":0.5"#));
+    let error = draw(&parse(&path, &["--sampler", "lms", "--eta", "0.5"])).await.unwrap_err();
+    assert!(error.to_string().contains("eta: is 0.5, which means nothing to the sampler lms"), "{error}");
+}
+
 #[test]
 fn a_negative_prompt_may_be_absent_or_empty() {
     let negative = |more: &[&str]| parse(Path::new("fox.png"), more).picture.negative_prompt;
@@ -232,4 +243,44 @@ fn the_address_that_a_name_or_an_ipv6_address_stands_for_is_printed() {
         child.wait().unwrap();
         assert!(line.starts_with(begins), "{host}: {line}");
     }
+}
+
+#[test]
+fn memory_is_bounded_in_bytes_or_units_and_strips_are_named() {
+    use darkroom::pipeline::TilingChoice;
+
+    let model = |more: &[&str]| parse(Path::new("fox.png"), more).model;
+    assert_eq!((model(&[]).memory_limit, model(&[]).vae_tiling), (None, TilingChoice::Auto));
+    for (text, bytes) in
+        [("1", 1), ("4096", 4096), ("4GiB", 4 << 30), ("3 MiB", 3 << 20), ("2kB", 2000), ("1GB", 1_000_000_000)]
+    {
+        assert_eq!(model(&["--memory-limit", text]).memory_limit, Some(bytes), "{text}");
+    }
+    assert_eq!(model(&["--vae-tiling", "on"]).vae_tiling, TilingChoice::On);
+    let refused =
+        |more: [&str; 2]| Cli::try_parse_from(["darkroom", "serve"].iter().chain(&more)).unwrap_err().to_string();
+    for text in ["0", "GiB", "4 parsecs", "99999999999999999999", "20000000000GiB"] {
+        assert!(refused(["--memory-limit", text]).contains("KiB, MiB, GiB"), "{text}");
+    }
+    assert!(refused(["--vae-tiling", "maybe"]).contains("auto, on or off is allowed"));
+}
+
+#[cfg(feature = "bundled-model")]
+#[test]
+fn a_picture_that_cannot_fit_is_a_bad_argument_that_names_its_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fox.png");
+    let size = ["--width", "1024", "--height", "512", "--memory-limit", "20MiB"];
+    let output = Command::new(env!("CARGO_BIN_EXE_darkroom"))
+        .args(["generate", "a fox", "--steps", "1", "--output", path.to_str().unwrap()])
+        .args(size)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        message.contains("width: 1024 times height 512 needs ") && message.contains("20 MiB are allowed"),
+        "{message}"
+    );
+    assert!(!path.exists());
 }

@@ -209,6 +209,14 @@ async fn invalid_parameter_422() {
             "is given beside the scheduler lu; one of the two is allowed",
         ),
         (json!({ "sigmas": [3, 1, 0], "steps": 3 }), "steps", "is 3; the 2 steps of sigmas are allowed"),
+        (json!({ "sampler": "ddim", "eta": 1.5 }), "eta", "is 1.5; 0 to 1 is allowed"),
+        (
+            json!({ "sampler": "dpmpp_2m", "eta": 0.5 }),
+            "eta",
+            "is 0.5, which means nothing to the sampler dpmpp_2m; ddim and tcd take it",
+        ),
+        // The fake's own sampler.
+        (json!({ "eta": 0 }), "eta", "is 0, which means nothing to the sampler euler; ddim and tcd take it"),
         (json!({ "clip_skip": 3 }), "clip_skip", "is 3; the fake has 3 layers"),
         (json!({ "preview_every": 151 }), "preview_every", "is 151; 0 to 150 is allowed"),
         (json!({ "output": { "format": "gif" } }), "output.format", "is \"gif\"; one of png, jpeg, webp is allowed"),

@@ -75,7 +75,8 @@ async fn probes_answer_while_the_model_loads_and_say_how_far_it_is() {
         "native_size": { "width": 64, "height": 64 },
         "defaults": { "steps": 2, "guidance_scale": 1.0, "sampler": "euler", "scheduler": "checkpoint" },
         "samplers": ["ddim", "pndm", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpm_2", "dpm_2_ancestral", "lms",
-            "uni_pc", "deis", "ddpm"],
+            "uni_pc", "deis", "ddpm", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpm_single", "lcm",
+            "tcd", "edm_euler", "edm_dpmpp_2m"],
         "schedulers": [
             "checkpoint", "karras", "exponential", "beta", "lu", "sgm_uniform", "simple", "ddim_uniform", "kl_optimal",
             "ays", "leading", "linspace", "trailing"
@@ -88,6 +89,7 @@ async fn probes_answer_while_the_model_loads_and_say_how_far_it_is() {
             "fields": ["prompt", "negative_prompt"], "syntaxes": ["weights", "plain"],
             "long_prompts": ["chunks", "truncate"], "chunk_tokens": 75, "max_prompt_chunks": 10,
         },
+        "memory": { "weights_bytes": 1_048_576, "limit_bytes": 1_073_741_824 },
     });
     assert_eq!(get(address, "/model").await.json(), expected);
 }

@@ -18,7 +18,7 @@ use super::{
     CancelReason, ErrorCode,
     job::{Job, Subscription},
     pace::{Left, Pace},
-    record::{Fetched, JobEvent, JobSnapshot, JobStatus, JobTicket, Outcome, PreviewImage},
+    record::{Fetched, JobEvent, JobSnapshot, JobStatus, JobTicket, Outcome, PreviewImage, StepDone},
 };
 
 /// How much the board keeps.
@@ -121,15 +121,15 @@ impl JobBoard {
     }
 
     /// A step of the job is done.
-    pub fn progress(&self, job: &Job, step: usize, total: usize, step_time: Duration) {
+    pub fn progress(&self, job: &Job, done: StepDone) {
+        let StepDone { step, total, step_time, images_together } = done;
         let mut board = self.lock();
-        board.pace.observe_step(step, step_time, &job.ticket.work);
-        let eta = board.pace.estimate(job.ticket.work.left_after(step));
-        let mut state = job.state();
-        if state.status == JobStatus::Running {
-            (state.step, state.total) = (step, total);
-            job.push(&mut state, JobEvent::Progress { step, total, step_time, eta });
+        board.pace.observe_step(step_time, images_together, &job.ticket.work);
+        if !job.step_done(step, total) {
+            return;
         }
+        let eta = board.eta(job);
+        job.push(&mut job.state(), JobEvent::Progress { step, total, step_time, eta });
     }
 
     /// What the job's picture looks like so far.
@@ -209,13 +209,12 @@ impl JobBoard {
         (page, more)
     }
 
-    /// Until the running job is expected to end, which gives up a place in the queue; `None` before the first measured
+    /// Until what is drawn now is expected to end, which gives up a place in the queue; `None` before the first measured
     /// step.
     #[must_use]
     pub fn next_place_in(&self) -> Option<Duration> {
         let state = self.lock();
-        let first = state.active.first()?;
-        state.pace.estimate(left_of(first))
+        state.eta(state.active.first()?)
     }
 
     /// Lets go of what has been kept for long enough. Every look-up does this, too; a worker that nobody asks needs it.
@@ -333,10 +332,12 @@ impl State {
         job.snapshot(self.eta(job))
     }
 
-    /// Until `job` is done: what is left of it and of those before it.
+    /// Until `job` is done: what is left of all that is drawn now and, while it waits, of it and of those before it.
     fn eta(&self, job: &Job) -> Option<Duration> {
         let index = self.active.iter().position(|other| other.id() == job.id())?;
-        let left = self.active[..=index].iter().map(|job| left_of(job));
+        let waits = !job.is_running();
+        let goes_first = |(other, job): &(usize, &Arc<Job>)| job.is_running() || waits && *other <= index;
+        let left = self.active.iter().enumerate().filter(goes_first).map(|(_, job)| left_of(job));
         self.pace.estimate(left.fold(Left::default(), Left::add))
     }
 }

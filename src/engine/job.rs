@@ -131,6 +131,20 @@ impl Job {
         }
     }
 
+    pub(super) fn is_running(&self) -> bool {
+        self.state().status == JobStatus::Running
+    }
+
+    /// Takes in how far the job is; returns whether it is drawn.
+    pub(super) fn step_done(&self, step: usize, total: usize) -> bool {
+        let mut state = self.state();
+        let is_running = state.status == JobStatus::Running;
+        if is_running {
+            (state.step, state.total) = (step, total);
+        }
+        is_running
+    }
+
     /// Ends the job, unless it has ended already; returns whether this ended it.
     pub(super) fn end(&self, outcome: Outcome) -> bool {
         let mut state = self.state();

@@ -58,6 +58,8 @@ pub enum GenerationResponse {
         total: usize,
         /// How long this step took.
         step_time: Duration,
+        /// Images that its network passes drew, of this job and of those that share them.
+        images_together: usize,
     },
     /// What the picture looks like so far. Left out when the receiver's channel is full.
     Preview {

@@ -13,7 +13,7 @@ const NEWEST_WEIGHT: f64 = 0.2;
 /// corrects itself with the first steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Work {
-    /// Images of the request, drawn one after another.
+    /// Images of the request.
     pub images: usize,
     /// Denoising steps of each.
     pub steps: usize,
@@ -23,7 +23,7 @@ pub struct Work {
     pub pixels: usize,
 }
 
-/// What is left of jobs: pixels through the denoiser once, and pixels of images around that (text, decoder, file).
+/// What is left of jobs: pixels through the denoiser once, and pixels of images around that (text, decoder).
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Left {
     denoised_pixels: f64,
@@ -57,12 +57,6 @@ impl Work {
             finished_pixels: product(self.images.saturating_sub(decoded), self.pixels),
         }
     }
-
-    /// Whether the time to the end of step `step` holds more than the step: the text's encoding, or the decoding of the
-    /// image before.
-    fn begins_an_image(&self, step: usize) -> bool {
-        step.saturating_sub(1).is_multiple_of(self.steps.max(1))
-    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "an estimate, and counts of pixels are far below 2^52")]
@@ -78,17 +72,16 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Takes in one step of a job. One that holds other things, too, counts only while there is nothing better.
-    pub fn observe_step(&mut self, step: usize, step_time: Duration, work: &Work) {
-        if self.seconds_per_denoised.is_none() || !work.begins_an_image(step) {
-            let measured = step_time.as_secs_f64() / product(work.passes, work.pixels).max(1.0);
-            take_in(&mut self.seconds_per_denoised, measured);
-        }
+    /// Takes in one step, whose network passes drew `images_together`, all of this size.
+    pub fn observe_step(&mut self, step_time: Duration, images_together: usize, work: &Work) {
+        let measured = step_time.as_secs_f64() / product(images_together * work.passes, work.pixels).max(1.0);
+        take_in(&mut self.seconds_per_denoised, measured);
     }
 
     /// Takes in what a job that succeeded took beside its steps.
     pub fn observe_end(&mut self, timings: &JobTimings, work: &Work) {
-        let beside = timings.total_ms.saturating_sub(timings.queue_ms + timings.stages.denoise_ms);
+        // Not what is left of the total: that holds the text and the decoding of those that were drawn with it.
+        let beside = timings.stages.encode_ms + timings.stages.decode_ms;
         let seconds = Duration::from_millis(beside).as_secs_f64();
         take_in(&mut self.seconds_per_finished, seconds / product(work.images, work.pixels).max(1.0));
     }
@@ -121,23 +114,22 @@ mod tests {
     fn an_estimate_follows_the_measured_steps() {
         let mut pace = Pace::default();
         assert_eq!(pace.estimate(WORK.left_after(0)), None);
-        pace.observe_step(1, Duration::from_millis(100), &WORK);
+        pace.observe_step(Duration::from_millis(100), 1, &WORK);
         assert!((seconds(&pace, 0) - 1.0).abs() < 1e-9);
         assert!((seconds(&pace, 8) - 0.2).abs() < 1e-9);
-        pace.observe_step(2, Duration::from_millis(200), &WORK);
+        pace.observe_step(Duration::from_millis(200), 1, &WORK);
         assert!((seconds(&pace, 9) - 0.12).abs() < 1e-9);
-        // The first steps of the images hold the text and a decoding.
-        pace.observe_step(1, Duration::from_secs(9), &WORK);
-        pace.observe_step(6, Duration::from_secs(9), &WORK);
+        // A pass of four images that takes four times as long is no slower.
+        pace.observe_step(Duration::from_millis(480), 4, &WORK);
         assert!((seconds(&pace, 9) - 0.12).abs() < 1e-9);
     }
 
     #[test]
     fn decoding_is_estimated_once_a_job_has_ended() {
         let mut pace = Pace::default();
-        pace.observe_step(2, Duration::from_millis(100), &WORK);
-        let stages = StageTimings { denoise_ms: 1000, ..StageTimings::default() };
-        pace.observe_end(&JobTimings { queue_ms: 300, stages, total_ms: 2100 }, &WORK);
+        pace.observe_step(Duration::from_millis(100), 1, &WORK);
+        let stages = StageTimings { encode_ms: 100, denoise_ms: 1000, decode_ms: 700 };
+        pace.observe_end(&JobTimings { queue_ms: 300, stages, total_ms: 9100 }, &WORK);
         // 0.4 s beside the steps for each image.
         for (done, wanted) in [(0, 1.8), (5, 1.3), (6, 0.8), (10, 0.4)] {
             assert!((seconds(&pace, done) - wanted).abs() < 1e-9, "{done}");

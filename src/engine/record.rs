@@ -128,6 +128,19 @@ pub enum Fetched {
     EndWithLinks,
 }
 
+/// A step of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepDone {
+    /// Steps done, over all the images.
+    pub step: usize,
+    /// Steps in all.
+    pub total: usize,
+    /// How long the step took.
+    pub step_time: Duration,
+    /// Images that its network passes drew, of this job and of those that share them.
+    pub images_together: usize,
+}
+
 /// What a picture looked like on its way, encoded.
 #[derive(Debug, PartialEq, Eq)]
 pub struct PreviewImage {
@@ -148,7 +161,7 @@ pub struct PreviewImage {
 pub enum JobEvent {
     /// It waits.
     Queued {
-        /// How many accepted jobs have to end before it.
+        /// How many jobs that were accepted before it have not ended.
         position: usize,
         /// Until it is done; `None` before this worker has measured a step.
         eta: Option<Duration>,
@@ -192,7 +205,7 @@ pub struct JobSnapshot {
     pub request: Arc<serde_json::Value>,
     /// Where it stands.
     pub status: JobStatus,
-    /// How many accepted jobs have to end before it, while it waits.
+    /// How many jobs that were accepted before it have not ended, while it waits.
     pub queue_position: Option<usize>,
     /// Until it is done, as far as that can be told.
     pub eta: Option<Duration>,

@@ -5,9 +5,10 @@
 
 use std::{
     collections::VecDeque,
+    convert::Infallible,
     future::{Future, poll_fn},
     pin::Pin,
-    task::Poll,
+    task::{Context, Poll},
     time::Instant,
 };
 
@@ -24,10 +25,11 @@ pub(super) struct Waiting {
     most_held: usize,
 }
 
-/// A request that waits, and what tells when it is stopped.
-struct Held {
-    item: QueueItem,
-    stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
+/// A request that waits or is drawn, and what stops it when its client leaves or its deadline passes.
+pub(super) struct Held {
+    pub(super) item: QueueItem,
+    /// Resolves once it is stopped, by whomever; `None` once it has.
+    stopped: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl std::fmt::Debug for Held {
@@ -37,10 +39,10 @@ impl std::fmt::Debug for Held {
 }
 
 impl Held {
-    fn new(item: QueueItem) -> Self {
+    pub(super) fn new(item: QueueItem) -> Self {
         let (cancellation, response_tx) = (item.request.cancellation.clone(), item.response_tx.clone());
         let deadline = item.request.deadline;
-        let stopped = Box::pin(async move {
+        let stopped: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
             let reason = tokio::select! {
                 reason = cancellation.cancelled() => reason,
                 () = response_tx.closed() => CancelReason::Disconnected,
@@ -48,11 +50,26 @@ impl Held {
             };
             cancellation.cancel(reason);
         });
-        Self { item, stopped }
+        Self { item, stopped: Some(stopped) }
     }
 
-    fn into_item(self) -> QueueItem {
+    pub(super) fn into_item(self) -> QueueItem {
         self.item.out_of_queue()
+    }
+
+    /// Whether it is stopped, or is to be.
+    fn is_stopped(&self) -> bool {
+        let QueueItem { request, response_tx, .. } = &self.item;
+        let late = request.deadline.is_some_and(|deadline| deadline <= Instant::now());
+        late || response_tx.is_closed() || request.cancellation.reason().is_some()
+    }
+
+    /// Whether it is stopped.
+    fn poll_stopped(&mut self, context: &mut Context<'_>) -> bool {
+        if self.stopped.as_mut().is_some_and(|stopped| stopped.as_mut().poll(context).is_ready()) {
+            self.stopped = None;
+        }
+        self.stopped.is_none()
     }
 }
 
@@ -92,6 +109,20 @@ impl Waiting {
         }
     }
 
+    /// Takes those requests out of all that wait now, in their order, that `joins` asks for. One that is stopped already is
+    /// not asked about.
+    pub(super) fn take_if(&mut self, mut joins: impl FnMut(&QueueItem) -> bool) -> Vec<QueueItem> {
+        while self.held.len() < self.most_held
+            && let Ok(item) = self.receiver.try_recv()
+        {
+            self.held.push_back(Held::new(item));
+        }
+        let (taken, left) = self.held.drain(..).partition(|held| !held.is_stopped() && joins(&held.item));
+        self.held = left;
+        let taken: VecDeque<Held> = taken;
+        taken.into_iter().map(Held::into_item).collect()
+    }
+
     /// Lets no more in; [`next`](Self::next) gives those who are in.
     pub(super) fn close(&mut self) {
         self.receiver.close();
@@ -101,14 +132,26 @@ impl Waiting {
 /// Resolves to the index of a request that is stopped.
 async fn first_stopped(held: &mut VecDeque<Held>) -> usize {
     poll_fn(|context| {
-        let stopped = held.iter_mut().position(|held| held.stopped.as_mut().poll(context).is_ready());
+        let stopped = held.iter_mut().position(|held| held.poll_stopped(context));
         stopped.map_or(Poll::Pending, Poll::Ready)
     })
     .await
 }
 
+/// Lets the stops of all of `held` take effect, for as long as somebody waits for that.
+pub(super) async fn watch_all<'a>(held: impl Iterator<Item = &'a mut Held>) -> Infallible {
+    let mut held: Vec<&mut Held> = held.collect();
+    poll_fn(|context| {
+        for held in &mut held {
+            held.poll_stopped(context);
+        }
+        Poll::Pending
+    })
+    .await
+}
+
 /// Resolves at `deadline`, or never.
-pub(super) async fn until(deadline: Option<Instant>) {
+async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
         None => std::future::pending().await,

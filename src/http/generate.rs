@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use super::{
     app::App,
     body, events, images,
+    inspect::decoded,
     jobs::job_response,
     negotiate::{AnswerForm, answer_form, preferred_wait},
     problem::Problem,
@@ -22,7 +23,9 @@ use super::{
 };
 use crate::{
     engine::{Fetched, Job, Outcome},
+    models::WeightsDigest,
     pictures::GivenPictures,
+    redraw::Source,
     sampling::{Limits, SamplingConfig},
 };
 
@@ -91,23 +94,45 @@ fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
 async fn parse(app: &App, headers: &HeaderMap, bytes: &[u8]) -> Result<(Wish, Answer), Problem> {
     let mut body = GenerateBody::parse(bytes)?;
     let asked = body.format()?;
-    let form = answer_form(headers, asked).ok_or_else(|| {
+    let mut warnings = Vec::new();
+    if let Some(picture) = body.take_from() {
+        let model = app.accepting()?.pipeline.model().digest.clone();
+        let (source, warning) = source(picture, model).await?;
+        warnings.extend(warning);
+        body.draw_again(&source)?;
+    }
+    // The format of a picture that is drawn again is taken where the client leaves it open.
+    let like_source = body.format()?;
+    let form = answer_form(headers, like_source).or_else(|| answer_form(headers, asked)).ok_or_else(|| {
         let images = asked.map_or("image/png, image/jpeg, image/webp", |format| format.media_type());
         Problem::not_acceptable(format!("this can be answered as application/json, text/event-stream, {images}"))
     })?;
     let (answer, format) = match form {
         AnswerForm::Json => {
-            (preferred_wait(headers).map_or(Answer::Accepted, Answer::Awaited), asked.unwrap_or_default())
+            (preferred_wait(headers).map_or(Answer::Accepted, Answer::Awaited), like_source.unwrap_or_default())
         }
-        AnswerForm::Events => (Answer::Events, asked.unwrap_or_default()),
+        AnswerForm::Events => (Answer::Events, like_source.unwrap_or_default()),
         AnswerForm::Image(format) => (Answer::Image, format),
     };
     let loaded = app.accepting()?;
     let model = loaded.pipeline.model();
     let pictures = decode(body.take_pictures()?, model.limits).await?;
-    let wish = body.into_wish(format, model, pictures)?;
+    let wish = Wish { warnings, ..body.into_wish(format, model, pictures)? };
     loaded.pipeline.check(&wish.config).map_err(|error| Problem::from(&error))?;
     Ok((wish, answer))
+}
+
+/// Reads the picture that is to be drawn again, and what there is to say of the weights that drew it.
+async fn source(picture: String, digest: WeightsDigest) -> Result<(Source, Option<String>), Problem> {
+    let read = move || {
+        let source = Source::read(&decoded("from", &picture)?).map_err(|error| Problem::from(&error))?;
+        let warning = source.warning(digest.wait());
+        Ok((source, warning))
+    };
+    tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "a picture to draw again broke its reader");
+        Err(Problem::internal())
+    })
 }
 
 /// Decodes the pictures that came along, off the asynchronous threads.

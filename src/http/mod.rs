@@ -12,6 +12,7 @@ mod events;
 mod generate;
 mod hosts;
 mod images;
+mod inspect;
 mod jobs;
 mod lifecycle;
 mod malformed;
@@ -57,6 +58,7 @@ fn endpoints(app: Arc<App>) -> Router {
     let base = app.config.listen.base_path.clone();
     let endpoints = Router::new()
         .route("/generate", post(generate::generate))
+        .route("/inspect", post(inspect::post))
         .route("/jobs", get(jobs::list))
         .route("/jobs/{id}", get(jobs::get).delete(jobs::cancel))
         .route("/jobs/{id}/events", get(events::get))

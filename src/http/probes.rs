@@ -14,7 +14,7 @@ use super::{app::App, lifecycle::Phase, problem::Problem, view::millis};
 use crate::{
     output::OutputFormat,
     pipeline::PromptSupport,
-    sampling::{LongPrompt, PromptSyntax, SamplerKind},
+    sampling::{LongPrompt, PromptSyntax},
 };
 
 #[derive(Serialize)]
@@ -90,18 +90,21 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Response {
 #[derive(Serialize)]
 struct Model<'a> {
     name: &'a str,
+    /// The SHA-256 of the weights, once it is known: large files take seconds.
+    sha256: Option<&'a str>,
     family: &'a str,
     device: &'a str,
     dtype: &'a str,
     native_size: Size,
     defaults: Defaults,
-    samplers: [&'static str; SamplerKind::ALL.len()],
+    samplers: Vec<&'static str>,
     schedulers: Vec<&'static str>,
     formats: [&'static str; OutputFormat::ALL.len()],
     /// What a request may bring along besides its text.
     inputs: [&'static str; 2],
     limits: ModelLimits,
     prompts: Prompts,
+    memory: ModelMemory,
 }
 
 /// How the model reads prompts.
@@ -128,6 +131,13 @@ impl Prompts {
             max_prompt_chunks: support.max_chunks,
         }
     }
+}
+
+#[derive(Serialize)]
+struct ModelMemory {
+    weights_bytes: usize,
+    /// `null` where nothing is known.
+    limit_bytes: Option<usize>,
 }
 
 #[derive(Serialize)]
@@ -158,6 +168,7 @@ pub(super) async fn model(State(app): State<Arc<App>>) -> Result<Response, Probl
     let model = loaded.pipeline.model();
     Ok(Json(Model {
         name: &model.name,
+        sha256: model.digest.known(),
         family: &model.family,
         device: &model.device,
         dtype: &model.dtype,
@@ -168,7 +179,7 @@ pub(super) async fn model(State(app): State<Arc<App>>) -> Result<Response, Probl
             sampler: model.default_sampler.name(),
             scheduler: model.default_scheduler.name(),
         },
-        samplers: SamplerKind::ALL.map(SamplerKind::name),
+        samplers: model.samplers.iter().map(|sampler| sampler.name()).collect(),
         schedulers: model.schedulers.iter().map(|spacing| spacing.name()).collect(),
         formats: OutputFormat::ALL.map(OutputFormat::name),
         inputs: ["image", "mask"],
@@ -179,6 +190,7 @@ pub(super) async fn model(State(app): State<Arc<App>>) -> Result<Response, Probl
             queue_capacity: app.config.work.queue_capacity,
         },
         prompts: Prompts::of(model.prompts),
+        memory: ModelMemory { weights_bytes: model.memory.weights_bytes, limit_bytes: model.memory.limit_bytes },
     })
     .into_response())
 }

@@ -51,6 +51,11 @@ impl Problem {
         Self { status, code, detail: detail.into(), field: None, retry_after: None, accept_encoding: false }
     }
 
+    /// What was wrong, for a person.
+    pub(super) fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// A body that is not the JSON it should be.
     pub(super) fn malformed_json(detail: impl Into<String>, field: Option<String>) -> Self {
         Self { field, ..Self::new(StatusCode::BAD_REQUEST, "malformed_json", detail) }
@@ -130,6 +135,15 @@ impl Problem {
         let detail = format!("{detail}; it may be {ACCEPT_ENCODING}, or nothing");
         let code = "unsupported_content_encoding";
         Self { accept_encoding: true, ..Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, code, detail) }
+    }
+
+    /// A body of a type that is neither a picture nor JSON.
+    pub(super) fn unsupported_picture_type(given: Option<&str>) -> Self {
+        let given = given.map_or_else(|| "nothing".to_owned(), |given| format!("{given:?}"));
+        let detail = format!(
+            "the body is {given}; image/png, image/jpeg, image/webp, application/octet-stream and application/json are taken"
+        );
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
     }
 
     /// A request that does not name a host as it has to.

@@ -17,9 +17,11 @@ use crate::{
     drawing::DrawingParameters,
     engine::{
         CancelReason, Cancellation, ErrorCode, GenerationRequest, GenerationResponse, Job, JobTicket, JobTimings,
-        Outcome, PreviewImage, ResultImage, Work,
+        Outcome, PreviewImage, ResultImage, StepDone, Work,
     },
+    imaging::PictureTexts,
     output::{self, OutputFormat, OutputOptions},
+    pipeline::{Generate, ModelInfo},
     sampling::SamplingConfig,
 };
 
@@ -69,7 +71,8 @@ pub(super) async fn submit(app: &Arc<App>, wish: Wish, on_disconnect: OnDisconne
         job: Arc::clone(&job),
         config: wish.config,
         output: wish.output,
-        model: loaded.pipeline.model().name.clone(),
+        pipeline: Arc::clone(&loaded.pipeline),
+        warnings: wish.warnings,
     };
     let followed = tracing::Instrument::instrument(follower.follow(responses), span);
     app.followers.spawn(followed);
@@ -92,8 +95,10 @@ struct Follower {
     job: Arc<Job>,
     config: SamplingConfig,
     output: OutputOptions,
-    /// The model's name, which the picture's file tells.
-    model: String,
+    /// The model, which the picture's file names.
+    pipeline: Arc<dyn Generate>,
+    /// What the caller is told besides what the engine has to say.
+    warnings: Vec<String>,
 }
 
 impl Follower {
@@ -119,8 +124,8 @@ impl Follower {
             // Places are the board's to tell: it tells them again whenever they change.
             Some(GenerationResponse::Queued { .. }) => {}
             Some(GenerationResponse::Started { .. }) => board.started(&self.job),
-            Some(GenerationResponse::Progress { step, total, step_time }) => {
-                board.progress(&self.job, step, total, step_time);
+            Some(GenerationResponse::Progress { step, total, step_time, images_together }) => {
+                board.progress(&self.job, StepDone { step, total, step_time, images_together });
             }
             Some(GenerationResponse::Preview { step, image }) => self.preview(step, image).await,
             Some(GenerationResponse::Complete { images, timings, warnings }) => {
@@ -137,7 +142,7 @@ impl Follower {
 
     async fn preview(&self, step: usize, image: DynamicImage) {
         let encoded = tokio::task::spawn_blocking(move || {
-            let base64 = STANDARD.encode(output::encode(&image, &PREVIEW_OPTIONS, &[])?);
+            let base64 = STANDARD.encode(output::encode(&image, &PREVIEW_OPTIONS, &PictureTexts::default())?);
             let (width, height, format) = (image.width(), image.height(), PREVIEW_OPTIONS.format.name());
             Ok::<_, Error>(PreviewImage { step, width, height, format, base64 })
         });
@@ -149,8 +154,9 @@ impl Follower {
     }
 
     async fn finish(&self, images: Vec<DynamicImage>, timings: JobTimings, warnings: Vec<String>) -> Outcome {
-        let (config, output, model) = (self.config.clone(), self.output, self.model.clone());
-        match tokio::task::spawn_blocking(move || encode_all(&images, &config, &output, &model)).await {
+        let (config, output, pipeline) = (self.config.clone(), self.output, Arc::clone(&self.pipeline));
+        let warnings = self.warnings.iter().cloned().chain(warnings).collect();
+        match tokio::task::spawn_blocking(move || encode_all(&images, &config, &output, pipeline.model())).await {
             Ok(Ok(images)) => Outcome::Succeeded { images, timings, warnings },
             Ok(Err(error)) => failed(&error.to_string()),
             Err(error) => failed(&error.to_string()),
@@ -162,10 +168,10 @@ fn encode_all(
     images: &[DynamicImage],
     config: &SamplingConfig,
     output: &OutputOptions,
-    model: &str,
+    model: &ModelInfo,
 ) -> crate::Result<Vec<Arc<ResultImage>>> {
     let encode = |(index, image): (usize, &DynamicImage)| {
-        let texts = DrawingParameters::of_image(config, index).texts(model);
+        let texts = DrawingParameters::of_image(config, index).texts(model, output);
         Ok(Arc::new(ResultImage {
             seed: config.seed + index as u64,
             width: image.width(),

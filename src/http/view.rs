@@ -210,7 +210,7 @@ pub(super) fn request_as_used(wish: &Wish, on_disconnect: OnDisconnect) -> Value
         output: OutputView {
             format: format.name(),
             quality: (format == OutputFormat::Jpeg).then_some(quality),
-            metadata: metadata && format == OutputFormat::Png,
+            metadata,
             inline: wish.inline,
         },
         deadline_ms: wish.deadline.map(millis),

@@ -19,6 +19,7 @@ use crate::{
     output::{OutputFormat, OutputOptions},
     pictures::{Encoded, GivenPictures},
     pipeline::ModelInfo,
+    redraw::{Beside, Source, check_beside, unreadable},
     sampling::{SamplingConfig, steps_of_sigmas},
 };
 
@@ -42,6 +43,7 @@ pub(super) struct GenerateBody {
     sampler: Option<Text>,
     scheduler: Option<Text>,
     sigmas: Option<Vec<Number>>,
+    eta: Option<Number>,
     clip_skip: Option<Whole>,
     image: Option<Text>,
     mask: Option<Text>,
@@ -62,6 +64,7 @@ pub(super) struct GenerateBody {
     deadline_ms: Option<Whole>,
     on_disconnect: Option<Text>,
     tag: Option<Text>,
+    from: Option<Text>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -94,6 +97,8 @@ pub(super) struct Wish {
     /// `None` when the client leaves it to the form of the answer.
     pub(super) on_disconnect: Option<OnDisconnect>,
     pub(super) tag: Option<String>,
+    /// What the client should know already.
+    pub(super) warnings: Vec<String>,
 }
 
 /// What becomes of a job whose client leaves before it is answered. One that was answered with 202 has left nothing open,
@@ -130,6 +135,69 @@ impl GenerateBody {
     pub(super) fn format(&self) -> Result<Option<OutputFormat>, Problem> {
         let name = self.output.as_ref().and_then(|Object(output)| output.format.as_ref());
         name.map(|Text(name)| name.parse()).transpose().map_err(|error| Problem::from(&error))
+    }
+
+    /// Takes out the picture that is to be drawn again.
+    pub(super) fn take_from(&mut self) -> Option<String> {
+        self.from.take().map(|Text(picture)| picture)
+    }
+
+    /// Fills in what the request leaves out from that of a picture that is drawn again.
+    pub(super) fn draw_again(&mut self, source: &Source) -> Result<(), Problem> {
+        let recorded = Self::parse(source.request.as_bytes());
+        let mut recorded = recorded.map_err(|problem| Problem::from(&unreadable(&problem.detail())))?;
+        // A spacing replaces levels that are listed, and levels replace a spacing and its number of steps.
+        if self.sigmas.is_some() {
+            (recorded.scheduler, recorded.steps) = (None, None);
+        } else if self.scheduler.is_some() {
+            recorded.sigmas = None;
+        }
+        let (image, mask) = (self.image.is_some(), self.mask.is_some() || self.extend.is_some());
+        let (had_image, had_mask) = (recorded.strength.is_some(), recorded.mask_blur.is_some());
+        check_beside(had_image, had_mask, Beside { image, mask }).map_err(|error| Problem::from(&error))?;
+        // Every field by its name, so that none is forgotten.
+        macro_rules! fill_in {
+            ($($field:ident),* $(,)?) => {
+                let Self { $($field),* } = recorded;
+                $(self.$field = self.$field.take().or($field);)*
+            };
+        }
+        fill_in!(
+            prompt,
+            negative_prompt,
+            width,
+            height,
+            steps,
+            guidance_scale,
+            seed,
+            n,
+            sampler,
+            scheduler,
+            sigmas,
+            clip_skip,
+            eta,
+            target_size,
+            crop,
+            original_size,
+            negative_prompt_2,
+            prompt_2,
+            long_prompt,
+            prompt_syntax,
+            image,
+            mask,
+            strength,
+            mask_blur,
+            mask_invert,
+            inpaint_padding,
+            extend,
+            preview_every,
+            output,
+            deadline_ms,
+            on_disconnect,
+            tag,
+            from,
+        );
+        Ok(())
     }
 
     /// Takes out the pictures and what belongs to them, which are read apart, since to decode them takes a while.
@@ -185,6 +253,7 @@ impl GenerateBody {
                 None => sigmas.is_none().then_some(model.default_scheduler),
             },
             sigmas,
+            eta: self.eta.map(|Number(eta)| eta),
             clip_skip: whole("clip_skip", self.clip_skip, 0)?,
             preview_every: whole("preview_every", self.preview_every, 0)?,
             prompt_syntax: named(self.prompt_syntax)?,
@@ -209,6 +278,7 @@ impl GenerateBody {
             deadline: self.deadline_ms.map(deadline).transpose()?,
             on_disconnect: self.on_disconnect.map(|Text(text)| OnDisconnect::parse(&text)).transpose()?,
             tag: self.tag.map(|Text(text)| tag(text)).transpose()?,
+            warnings: Vec::new(),
         })
     }
 }

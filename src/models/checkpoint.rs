@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{
-    bundled,
+    WeightsDigest, bundled,
     layout::{self, WeightChoice},
 };
 use crate::{
@@ -119,6 +119,25 @@ impl Checkpoint {
             "the weights of {component}; a .safetensors.index.json or a .fp16.safetensors would do, too{pickled}"
         );
         Err(Error::MissingFile { path: self.path(&format!("{base}.safetensors")), wanted })
+    }
+
+    /// The digest of the weight files of these components.
+    ///
+    /// # Errors
+    ///
+    /// As [`weights`](Self::weights).
+    pub fn digest<'a>(&self, components: impl IntoIterator<Item = &'a str>) -> Result<WeightsDigest> {
+        let mut files = Vec::new();
+        for component in components {
+            for file in self.weights(component)? {
+                let name = match &file {
+                    WeightFile::Path(path) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                    WeightFile::Embedded(path, _) => path.rsplit('/').next().unwrap_or_default().to_owned(),
+                };
+                files.push((format!("{component}/{name}"), file));
+            }
+        }
+        Ok(WeightsDigest::of(files))
     }
 
     fn shards(&self, component: &str, index: &str) -> Result<Vec<WeightFile>> {

@@ -36,13 +36,14 @@ impl DeviceChoice {
             Self::Metal(_) if !cfg!(feature = "metal") => {
                 Err(failed("this program was built without the feature \"metal\"; \"cpu\" is always there".to_owned()))
             }
-            Self::Cuda(number) => Device::new_cuda(number).map_err(|error| failed(error.to_string())),
+            Self::Cuda(number) => open_cuda(number).map_err(failed),
             Self::Metal(number) => Device::new_metal(number).map_err(|error| failed(error.to_string())),
             Self::Auto => {
-                if cfg!(feature = "cuda")
-                    && let Ok(device) = Device::new_cuda(0)
-                {
-                    return Ok(device);
+                if cfg!(feature = "cuda") {
+                    match open_cuda(0) {
+                        Ok(device) => return Ok(device),
+                        Err(reason) => tracing::info!(%reason, "CUDA cannot be used"),
+                    }
                 }
                 if cfg!(feature = "metal")
                     && let Ok(device) = Device::new_metal(0)
@@ -53,6 +54,15 @@ impl DeviceChoice {
             }
         }
     }
+}
+
+#[cfg(feature = "cuda")]
+use crate::nn::open_cuda;
+
+/// There is no device that this program was built without.
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(number: usize) -> Result<Device, String> {
+    Device::new_cuda(number).map_err(|error| error.to_string())
 }
 
 impl fmt::Display for DeviceChoice {

@@ -7,10 +7,41 @@ use super::VaeConfig;
 use crate::{
     Result,
     nn::{
-        After, Conv2d, Doubling, GroupNorm, Linear, NormalConv, ResnetBlock, ResnetSizes, Weights, attention,
+        After, Conv2d, Doubling, GroupNorm, Linear, NormalConv, ResnetBlock, ResnetSizes, Strips, Weights, attention,
         feature_map, on_drawing_threads,
     },
 };
+
+/// Of a network's blocks, those nearest to the pixels whose maps can be taken in strips: all others' maps together are
+/// smaller than one of theirs.
+pub(super) const BLOCKS_IN_STRIPS: usize = 2;
+
+/// How the autoencoder's large maps lie in memory. Pictures are the same, but for the order in which numbers are added up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tiling {
+    /// Whole.
+    Off,
+    /// In strips, of so many rows of the picture: a layer's input makes room for its result.
+    Strips(usize),
+}
+
+impl Tiling {
+    /// Strips that are small beside a large picture's maps, and of which the two rows around each are few.
+    pub const ON: Self = Self::Strips(64);
+
+    /// How many of `blocks` are taken in strips.
+    pub(super) fn blocks_in_strips(self, blocks: usize) -> usize {
+        if self == Self::Off { 0 } else { BLOCKS_IN_STRIPS.min(blocks) }
+    }
+
+    /// Rows of a strip of a map that is still to be doubled so often.
+    fn rows_before(self, doublings: usize) -> usize {
+        match self {
+            Self::Off => usize::MAX,
+            Self::Strips(rows) => (rows >> doublings).max(1),
+        }
+    }
+}
 
 /// Added to the norms' variance, in diffusers' code.
 pub(super) const NORM_EPSILON: f64 = 1e-6;
@@ -74,8 +105,8 @@ impl VaeDecoder {
     /// # Errors
     ///
     /// A shape that does not fit.
-    pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        self.decode_raw(&self.normalisation.undo(latents)?)
+    pub fn decode(&self, latents: &Tensor, tiling: Tiling) -> Result<Tensor> {
+        self.decode_raw(&self.normalisation.undo(latents)?, tiling)
     }
 
     /// Latents as the encoder gives them, as the denoiser is to see them: the inverse of what [`decode`](Self::decode)
@@ -93,30 +124,78 @@ impl VaeDecoder {
     /// # Errors
     ///
     /// A shape that does not fit.
-    pub fn decode_raw(&self, latents: &Tensor) -> Result<Tensor> {
-        on_drawing_threads(latents.device(), || self.pass(latents))
+    pub fn decode_raw(&self, latents: &Tensor, tiling: Tiling) -> Result<Tensor> {
+        on_drawing_threads(latents.device(), || self.pass(latents, tiling))
     }
 
-    fn pass(&self, latents: &Tensor) -> Result<Tensor> {
+    fn pass(&self, latents: &Tensor, tiling: Tiling) -> Result<Tensor> {
         let mut x = feature_map::from_planes(&latents.to_dtype(self.edge_dtype)?)?;
         if let Some(conv) = &self.before {
             x = conv.forward(&x)?;
         }
         let x = feature_map::cast(&self.conv_in.forward(&x)?, self.dtype)?;
         let mut x = self.middle.forward(&x)?;
-        for block in &self.blocks {
-            x = block.forward(&x)?;
+        let in_strips = tiling.blocks_in_strips(self.blocks.len());
+        let whole = self.blocks.len() - in_strips;
+        for (number, block) in self.blocks.iter().enumerate().take(whole) {
+            if let Some(doubling) = self.doubling_before(number) {
+                let (height, width) = feature_map::size(&x)?;
+                x = doubling.forward(&x, (2 * height, 2 * width))?;
+            }
+            x = block.refine(x)?;
         }
-        let x = self.out.forward(&x)?;
+        let x = if in_strips == 0 { self.out.forward(&x)? } else { self.pass_strips(x, whole, tiling)? };
         Ok(feature_map::to_planes(&x)?.to_dtype(DType::F32)?)
     }
+
+    /// The blocks from number `first` on, and what follows them, in strips.
+    fn pass_strips(&self, x: Tensor, first: usize, tiling: Tiling) -> Result<Tensor> {
+        let doublings = (first.max(1)..self.blocks.len()).count();
+        let mut strips = Strips::split(&x, tiling.rows_before(doublings))?;
+        drop(x);
+        for (number, block) in self.blocks.iter().enumerate().skip(first) {
+            if let Some(doubling) = self.doubling_before(number) {
+                strips = doubling.forward_strips(strips)?;
+            }
+            for resnet in &block.resnets {
+                strips = resnet.forward_strips(strips)?;
+            }
+        }
+        strips.convolve_normal(&self.out)?.join()
+    }
+
+    /// The doubling that leads to block `number`.
+    fn doubling_before(&self, number: usize) -> Option<&Doubling> {
+        self.blocks[number.checked_sub(1)?].doubling.as_ref()
+    }
+}
+
+/// What the decoder's layers up to the end of its middle make of latents, `(b, c, h, w)` f32, as the encoder gives them:
+/// `(b, c', h, w)` f32. It reads those layers alone.
+///
+/// # Errors
+///
+/// A tensor that is missing or of another shape, or a shape that does not fit.
+pub fn decoder_beginning(config: &VaeConfig, weights: &Weights, latents: &Tensor) -> Result<Tensor> {
+    let channels = config.block_out_channels[config.block_out_channels.len() - 1];
+    let decoder = weights.at("decoder");
+    let conv_in = Conv2d::new(&decoder.at("conv_in"), config.latent_channels, channels, 3)?;
+    let middle = Middle::new(config, &decoder.at("mid_block"), channels)?;
+    let dtype = weights.dtype();
+    on_drawing_threads(latents.device(), || {
+        let x = feature_map::from_planes(&latents.to_dtype(dtype)?)?;
+        let x = middle.forward(&conv_in.forward(&x)?)?;
+        Ok(feature_map::to_planes(&x)?.to_dtype(DType::F32)?)
+    })
 }
 
 impl Normalisation {
     fn new(config: &VaeConfig, weights: &Weights) -> Result<Self> {
         let row = |values: &[f64]| -> Result<Tensor> {
-            let row = Tensor::new(values, weights.device())?.to_dtype(DType::F32)?;
-            Ok(row.reshape((1, values.len(), 1, 1))?)
+            // Metal has no f64.
+            #[expect(clippy::cast_possible_truncation, reason = "latents are f32")]
+            let narrow: Vec<f32> = values.iter().map(|value| *value as f32).collect();
+            Ok(Tensor::from_vec(narrow, (1, values.len(), 1, 1), weights.device())?)
         };
         let channels = match (&config.latents_std, &config.latents_mean) {
             (Some(deviation), Some(mean)) => Some((row(deviation)?, row(mean)?)),
@@ -168,14 +247,12 @@ impl Block {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut x = x.clone();
+    /// What the residual blocks make of a map, which is let go of as soon as it can be.
+    fn refine(&self, mut x: Tensor) -> Result<Tensor> {
         for resnet in &self.resnets {
             x = resnet.forward(&x, None)?;
         }
-        let Some(doubling) = &self.doubling else { return Ok(x) };
-        let (height, width) = feature_map::size(&x)?;
-        doubling.forward(&x, (2 * height, 2 * width))
+        Ok(x)
     }
 }
 

@@ -3,12 +3,12 @@
 use candle_core::{DType, Tensor};
 
 use super::{
-    VaeConfig,
+    Tiling, VaeConfig,
     vae::{Middle, NORM_EPSILON, resnet},
 };
 use crate::{
     Error, Result,
-    nn::{Conv2d, GroupNorm, NormalConv, ResnetBlock, Weights, feature_map, on_drawing_threads},
+    nn::{Conv2d, GroupNorm, NormalConv, ResnetBlock, Strips, Weights, feature_map, on_drawing_threads},
 };
 
 /// The smallest and largest logarithm of a variance, in diffusers' code.
@@ -84,7 +84,7 @@ impl VaeEncoder {
     /// # Errors
     ///
     /// A picture without a whole latent, or a shape that does not fit.
-    pub fn encode(&self, pixels: &Tensor) -> Result<LatentDistribution> {
+    pub fn encode(&self, pixels: &Tensor, tiling: Tiling) -> Result<LatentDistribution> {
         let (_, _, height, width) = pixels.dims4()?;
         if height.min(width) < self.factor {
             let least = self.factor;
@@ -92,13 +92,25 @@ impl VaeEncoder {
                 "{width} by {height} pixels are too few; at least {least} a side are needed"
             )));
         }
-        on_drawing_threads(pixels.device(), || self.pass(pixels))
+        on_drawing_threads(pixels.device(), || self.pass(pixels, tiling))
     }
 
-    fn pass(&self, pixels: &Tensor) -> Result<LatentDistribution> {
-        let mut x = self.conv_in.forward(&feature_map::from_planes(&pixels.to_dtype(self.dtype)?)?)?;
-        for block in &self.blocks {
-            x = block.forward(&x)?;
+    fn pass(&self, pixels: &Tensor, tiling: Tiling) -> Result<LatentDistribution> {
+        let x = feature_map::from_planes(&pixels.to_dtype(self.dtype)?)?;
+        let (in_strips, whole) = self.blocks.split_at(tiling.blocks_in_strips(self.blocks.len()));
+        let mut x = match tiling {
+            Tiling::Off => self.conv_in.forward(&x)?,
+            Tiling::Strips(rows) => {
+                // A multiple of four rows, so that after two halvings strips are still whole rows.
+                let mut strips = Strips::split(&x, rows.next_multiple_of(4))?.convolve(&self.conv_in)?;
+                for block in in_strips {
+                    strips = block.forward_strips(strips)?;
+                }
+                strips.join()?
+            }
+        };
+        for block in whole {
+            x = block.forward(x)?;
         }
         let x = self.middle.forward(&x)?;
         let mut x = self.out.forward(&x)?;
@@ -131,13 +143,23 @@ impl Block {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut x = x.clone();
+    /// The map is let go of as soon as it can be.
+    fn forward(&self, mut x: Tensor) -> Result<Tensor> {
         for resnet in &self.resnets {
             x = resnet.forward(&x, None)?;
         }
         match &self.halving {
             Some(conv) => conv.forward(&x),
+            None => Ok(x),
+        }
+    }
+
+    fn forward_strips(&self, mut x: Strips) -> Result<Strips> {
+        for resnet in &self.resnets {
+            x = resnet.forward_strips(x)?;
+        }
+        match &self.halving {
+            Some(conv) => x.halve_down(conv),
             None => Ok(x),
         }
     }

@@ -13,6 +13,13 @@ use crate::Result;
 /// pixels by all pixels.
 const MOST_SCORES: usize = 1 << 25;
 
+/// What scores take at most where the tensor library computes them, with their shares.
+#[must_use]
+pub const fn most_score_bytes() -> usize {
+    // Scores in the network's type and in f32, and their shares, which are in f32 first.
+    if cfg!(feature = "flash-attn") { 0 } else { 3 * MOST_SCORES * size_of::<f32>() }
+}
+
 /// Attention of queries `(b, n, c)` to keys and values `(b, m, c)`, split in `heads`, with `mask` `(n, m)` added to the
 /// scores: `(b, n, c)`. Scores are in f32.
 ///
@@ -35,12 +42,12 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Option<
     #[expect(clippy::cast_precision_loss, reason = "a head has few channels")]
     let scale = 1.0 / ((c / heads) as f64).sqrt();
     let split = |x: &Tensor, length| x.reshape((b, length, heads, c / heads))?.transpose(1, 2)?.contiguous();
-    let (q, k, v) = (split(&(q * scale)?, n)?, split(k, m)?.transpose(2, 3)?, split(v, m)?);
+    let (q, k, v) = (split(&(q * scale)?, n)?, split(k, m)?, split(v, m)?);
     let part = (MOST_SCORES / (b * heads * m)).clamp(1, n);
     let mut parts = Vec::new();
     for start in (0..n).step_by(part) {
         let rows = part.min(n - start);
-        let scores = q.narrow(2, start, rows)?.contiguous()?.matmul(&k)?.to_dtype(DType::F32)?;
+        let scores = scores(&q.narrow(2, start, rows)?.contiguous()?, &k)?;
         let scores = match mask {
             Some(mask) => scores.broadcast_add(&mask.narrow(0, start, rows)?)?,
             None => scores,
@@ -50,6 +57,15 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Option<
     }
     let joined = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 2)? };
     Ok(joined.transpose(1, 2)?.reshape((b, n, c))?)
+}
+
+/// Each query times each key: `(b, h, n, c)` and `(b, h, m, c)` to `(b, h, n, m)` f32.
+fn scores(queries: &Tensor, keys: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if queries.device().is_cuda() && queries.dtype() != DType::F32 {
+        return Ok(super::cuda::scores(queries, keys)?);
+    }
+    Ok(queries.matmul(&keys.t()?)?.to_dtype(DType::F32)?)
 }
 
 /// By the CPU kernels.

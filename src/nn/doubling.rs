@@ -4,10 +4,11 @@ use candle_core::{DType, Tensor};
 use half::bf16;
 
 use super::{
-    After, Conv2d, Weights,
+    After, Conv2d, Strips, Weights,
     cpu::{self, DoublingWeights},
     feature_map,
     host::{Number, by_number, tensor_of, with_values},
+    strips::Halo,
     work::count_product,
 };
 use crate::Result;
@@ -67,6 +68,22 @@ impl Doubling {
                 Err(candle_core::Error::Msg(format!("a map of {height}x{width} was to be doubled to {size:?}")).into())
             }
         }
+    }
+}
+
+impl Doubling {
+    /// A map in strips to one of twice its size.
+    ///
+    /// # Errors
+    ///
+    /// A shape that does not fit.
+    pub fn forward_strips(&self, x: Strips) -> Result<Strips> {
+        // An outermost row of the result is wrong where the strip goes on, and its neighbour is right: a row of the small map
+        // around a strip is enough.
+        x.each(Halo::Both, |strip| {
+            let (height, width) = feature_map::size(strip.whole())?;
+            strip.crop(&self.forward(strip.whole(), (2 * height, 2 * width))?, 2)
+        })
     }
 }
 

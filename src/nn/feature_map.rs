@@ -61,6 +61,21 @@ pub fn size(map: &Tensor) -> Result<(usize, usize)> {
     Ok(if is_kernels(map) { (first, second) } else { (second, third) })
 }
 
+/// `count` rows of a map, from row `start` on: a view of it where that is possible.
+pub(super) fn rows(map: &Tensor, start: usize, count: usize) -> Result<Tensor> {
+    Ok(map.narrow(row_axis(map), start, count)?)
+}
+
+/// The maps' rows one after another.
+pub(super) fn concat_rows(maps: &[&Tensor]) -> Result<Tensor> {
+    Ok(Tensor::cat(maps, row_axis(maps[0]))?)
+}
+
+/// Where a map's rows are.
+fn row_axis(map: &Tensor) -> usize {
+    if is_kernels(map) { 1 } else { 2 }
+}
+
 /// The maps' channels one after another.
 ///
 /// # Errors

@@ -4,14 +4,15 @@
 //! f32 and bf16 on the CPU everything goes through the kernels in `cpu`, elsewhere through the tensor library. The file is
 //! long because each layer has both ways side by side, so that they can be seen to do the same.
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use half::bf16;
 
 use super::{
     Activation, Weights,
-    cpu::{self, Affine, Finish, Gather, LayerSizes, NormalMaps, PackedWeights, Source, Then},
+    cpu::{self, Affine, Factors, Finish, Gather, LayerSizes, Moments, NormalMaps, PackedWeights, Source, Then},
     feature_map,
     host::{Number, by_number, is_kernels, tensor_of, with_values},
+    strips::Spread,
     work::count_product,
 };
 use crate::Result;
@@ -334,7 +335,7 @@ impl Conv2d {
                 let x = if scaled == size { x.clone() } else { x.upsample_nearest2d(scaled.0, scaled.1)? };
                 // The library knows only zeros that are the same all around.
                 let (x, around) = if padding.0 == padding.1 { (x, padding.0) } else { (pad(&x, padding)?, 0) };
-                let y = x.conv2d(weight, around, self.stride, 1, 1)?;
+                let y = convolve(&x, weight, around, self.stride)?;
                 let y = match bias {
                     Some(bias) => y.broadcast_add(bias)?,
                     None => y,
@@ -371,6 +372,15 @@ impl Conv2d {
             })
         })
     }
+}
+
+/// A convolution by the tensor library, or by what a device has for it.
+fn convolve(x: &Tensor, weight: &Tensor, padding: usize, stride: usize) -> Result<Tensor> {
+    #[cfg(feature = "cudnn")]
+    if x.device().is_cuda() {
+        return Ok(super::cuda::convolve(x, weight, padding, stride)?);
+    }
+    Ok(x.conv2d(weight, padding, stride, 1, 1)?)
 }
 
 /// Planes with zeros before and after each row and column.
@@ -424,6 +434,59 @@ impl GroupNorm {
         with_affine(&self.weight, &self.bias, self.epsilon, |affine| run(self.groups, affine))
     }
 
+    /// How the groups of a feature map, or of rows of one, are spread.
+    pub(super) fn spread(&self, x: &Tensor) -> Result<Spread> {
+        if is_kernels(x) {
+            let size = feature_map::size(x)?;
+            return self.with_affine(|groups, affine| {
+                by_number!(x.dtype(), X => with_values::<X, _>(x, |data| {
+                    Ok(Spread(cpu::spread(&NormalMaps { data, size, groups, affine })))
+                }))
+            });
+        }
+        let (b, c, h, w) = x.dims4()?;
+        let grouped = x.to_dtype(DType::F32)?.reshape((b, self.groups, c / self.groups * h * w))?;
+        let means = grouped.mean_keepdim(D::Minus1)?;
+        let squares = grouped.broadcast_sub(&means)?.sqr()?.sum(D::Minus1)?.to_vec2::<f32>()?;
+        let means = means.squeeze(D::Minus1)?.to_vec2::<f32>()?;
+        #[expect(clippy::cast_precision_loss, reason = "a map has fewer than 2^52 pixels")]
+        let count = (c / self.groups * h * w) as f64;
+        let of_group = |(mean, squares): (f32, f32)| Moments { count, mean: mean.into(), squares: squares.into() };
+        let of_image = |(means, squares): (Vec<f32>, Vec<f32>)| means.into_iter().zip(squares).map(of_group).collect();
+        Ok(Spread(means.into_iter().zip(squares).map(of_image).collect()))
+    }
+
+    /// What normalises each image's channels, where their groups are so spread.
+    pub(super) fn factors(&self, spread: &Spread) -> Result<Vec<Factors>> {
+        let (weight, bias) = (self.weight.to_device(&Device::Cpu)?, self.bias.to_device(&Device::Cpu)?);
+        with_affine(&weight, &bias, self.epsilon, |affine| {
+            Ok(spread.0.iter().map(|moments| cpu::factors(moments, affine)).collect())
+        })
+    }
+
+    /// Rows of a feature map whose groups are spread as `spread` says, normalised, with SiLU behind that.
+    pub(super) fn forward_silu_by(&self, x: &Tensor, spread: &Spread) -> Result<Tensor> {
+        let factors = self.factors(spread)?;
+        if is_kernels(x) {
+            let size = feature_map::size(x)?;
+            return self.with_affine(|groups, affine| {
+                by_number!(x.dtype(), X => with_values::<X, _>(x, |data| by_number!(self.dtype, N => {
+                    let maps = NormalMaps { data, size, groups, affine };
+                    tensor_of::<N>(cpu::group_norm_by(&maps, &factors, Then::Silu), x.dims().to_vec())
+                })))
+            });
+        }
+        let (b, c, _, _) = x.dims4()?;
+        let per_channel = |of: fn(Factors) -> Vec<f32>, factors: Vec<Factors>| {
+            let values: Vec<f32> = factors.into_iter().flat_map(of).collect();
+            Tensor::from_vec(values, (b, c, 1, 1), x.device())
+        };
+        let shift = per_channel(|factors| factors.shift, self.factors(spread)?)?;
+        let scale = per_channel(|factors| factors.scale, factors)?;
+        let normal = x.to_dtype(DType::F32)?.broadcast_mul(&scale)?.broadcast_add(&shift)?;
+        Activation::Silu.forward(&normal.to_dtype(x.dtype())?)
+    }
+
     fn normalise(&self, x: &Tensor, then: Then) -> Result<Tensor> {
         if is_kernels(x) {
             let size = feature_map::size(x)?;
@@ -437,7 +500,10 @@ impl GroupNorm {
         let (b, c, h, w) = x.dims4()?;
         let grouped = x.to_dtype(DType::F32)?.reshape((b, self.groups, c / self.groups * h * w))?;
         let centred = grouped.broadcast_sub(&grouped.mean_keepdim(D::Minus1)?)?;
-        let deviation = (centred.sqr()?.mean_keepdim(D::Minus1)? + self.epsilon)?.sqrt()?;
+        #[expect(clippy::cast_precision_loss, reason = "a map has fewer numbers than f64 can count")]
+        let share = 1.0 / (c / self.groups * h * w) as f64;
+        // The mean and what is added to it at once.
+        let deviation = centred.sqr()?.sum_keepdim(D::Minus1)?.affine(share, self.epsilon)?.sqrt()?;
         let normal = centred.broadcast_div(&deviation)?.reshape((b, c, h, w))?;
         let per_channel = |values: &Tensor| values.reshape((1, c, 1, 1));
         let scaled = normal.broadcast_mul(&per_channel(&self.weight)?)?.broadcast_add(&per_channel(&self.bias)?)?;
@@ -464,6 +530,8 @@ fn with_affine<T>(
 pub struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
+    /// Both in the network's type, where the tensor library computes in another than f32.
+    narrow: Option<(Tensor, Tensor)>,
     epsilon: f32,
     dtype: DType,
 }
@@ -476,8 +544,11 @@ impl LayerNorm {
     /// A tensor that is missing or of another shape.
     pub fn new(weights: &Weights, channels: usize, epsilon: f32) -> Result<Self> {
         let parameter = |name| -> Result<Tensor> { Ok(weights.tensor(name, &[channels])?.to_dtype(DType::F32)?) };
-        let (weight, bias) = (parameter("weight")?, parameter("bias")?);
-        Ok(Self { weight, bias, epsilon, dtype: weights.dtype() })
+        let (weight, bias, dtype) = (parameter("weight")?, parameter("bias")?, weights.dtype());
+        let is_narrow = !weights.has_kernels() && dtype != DType::F32;
+        let narrow = || -> Result<_> { Ok((weight.to_dtype(dtype)?, bias.to_dtype(dtype)?)) };
+        let narrow = is_narrow.then(narrow).transpose()?;
+        Ok(Self { weight, bias, narrow, epsilon, dtype })
     }
 
     /// `(.., channels)` to the same.
@@ -492,6 +563,11 @@ impl LayerNorm {
                     tensor_of::<N>(cpu::layer_norm(values, affine), x.dims().to_vec())
                 })))
             });
+        }
+        if let Some((weight, bias)) = self.narrow.as_ref().filter(|_| x.dtype() == self.dtype && !x.device().is_metal())
+        {
+            // On CUDA and on the CPU it reads narrow numbers and computes in f32.
+            return Ok(candle_nn::ops::layer_norm(&x.contiguous()?, weight, bias, self.epsilon)?);
         }
         let wide = x.to_dtype(DType::F32)?.contiguous()?;
         let normal = candle_nn::ops::layer_norm(&wide, &self.weight, &self.bias, self.epsilon)?;

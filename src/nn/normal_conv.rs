@@ -8,6 +8,7 @@ use super::{
     cpu::{self, Finish, NormalMaps, WinogradWeights},
     host::{Number, by_number, is_kernels, tensor_of, with_values},
     layers::with_finish,
+    strips::Spread,
     work::count_product,
 };
 use crate::Result;
@@ -71,15 +72,37 @@ impl NormalConv {
     ///
     /// A shape that does not fit.
     pub fn forward_then(&self, x: &Tensor, after: After<'_>) -> Result<Tensor> {
-        match &self.conv {
-            Form::F32(weights) if is_kernels(x) => self.by_kernels(weights, x, after),
-            Form::Bf16(weights) if is_kernels(x) => self.by_kernels(weights, x, after),
-            Form::Plain(conv) => conv.forward_then(&self.norm.forward_silu(x)?, after),
+        self.convolve(x, None, after)
+    }
+
+    /// How the groups of a feature map, or of rows of one, are spread: what [`forward_by`](Self::forward_by) is to be told.
+    pub(super) fn spread(&self, x: &Tensor) -> Result<Spread> {
+        self.norm.spread(x)
+    }
+
+    /// As [`forward_then`](Self::forward_then), of rows of a feature map whose groups are spread as `spread` says.
+    pub(super) fn forward_by(&self, x: &Tensor, spread: &Spread, after: After<'_>) -> Result<Tensor> {
+        self.convolve(x, Some(spread), after)
+    }
+
+    /// Normalised by the map's own spread, unless another is given.
+    fn convolve(&self, x: &Tensor, spread: Option<&Spread>, after: After<'_>) -> Result<Tensor> {
+        match (&self.conv, spread) {
+            (Form::F32(weights), _) if is_kernels(x) => self.by_kernels(weights, x, spread, after),
+            (Form::Bf16(weights), _) if is_kernels(x) => self.by_kernels(weights, x, spread, after),
+            (Form::Plain(conv), None) => conv.forward_then(&self.norm.forward_silu(x)?, after),
+            (Form::Plain(conv), Some(spread)) => conv.forward_then(&self.norm.forward_silu_by(x, spread)?, after),
             _ => Err(candle_core::Error::Msg(format!("the CPU kernels were given a tensor of {:?}", x.dtype())).into()),
         }
     }
 
-    fn by_kernels<N: Number>(&self, weights: &WinogradWeights<N>, x: &Tensor, after: After<'_>) -> Result<Tensor> {
+    fn by_kernels<N: Number>(
+        &self,
+        weights: &WinogradWeights<N>,
+        x: &Tensor,
+        spread: Option<&Spread>,
+        after: After<'_>,
+    ) -> Result<Tensor> {
         let (images, height, width, channels) = x.dims4()?;
         if channels != weights.inputs() {
             let message = format!("a convolution of {} channels was given {channels}", weights.inputs());
@@ -88,10 +111,16 @@ impl NormalConv {
         let (pixels, outputs) = (images * height * width, weights.outputs());
         count_product(images * height * width.next_multiple_of(2), PRODUCTS * channels, outputs);
         let shape = vec![images, height, width, outputs];
+        let factors = spread.map(|spread| self.norm.factors(spread)).transpose()?;
         self.norm.with_affine(|groups, affine| {
             by_number!(x.dtype(), X => with_values(x, |data: &[X]| by_number!(after.dtype(N::DTYPE), O => {
                 let maps = NormalMaps { data, size: (height, width), groups, affine };
-                let run = |finish: &Finish<'_, O>| Ok(cpu::convolve_normal(&maps, weights, finish));
+                let run = |finish: &Finish<'_, O>| {
+                    Ok(match &factors {
+                        Some(factors) => cpu::convolve_normal_by(&maps, factors, weights, finish),
+                        None => cpu::convolve_normal(&maps, weights, finish),
+                    })
+                };
                 tensor_of(with_finish(after, pixels, run)?, shape)
             })))
         })

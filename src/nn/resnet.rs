@@ -1,8 +1,10 @@
 //! The residual block that the UNet and the VAE share.
 
+use std::collections::VecDeque;
+
 use candle_core::Tensor;
 
-use super::{After, Conv2d, GroupNorm, Linear, NormalConv, Weights};
+use super::{After, Conv2d, GroupNorm, Linear, NormalConv, Strips, Weights, strips::Halo};
 use crate::Result;
 
 /// Two normalised convolutions around a shortcut, told the timestep where there is one.
@@ -63,5 +65,29 @@ impl ResnetBlock {
         let y = self.first.forward_then(x, After { per_image: time.as_ref(), ..alone })?;
         let shortcut = self.shortcut.as_ref().map(|shortcut| shortcut.forward_then(x, alone)).transpose()?;
         self.second.forward_then(&y, After::added_to(shortcut.as_ref().unwrap_or(x)))
+    }
+
+    /// As [`forward`](Self::forward), of a map in strips, in a block that is not told a timestep. Strips are let go of as soon
+    /// as nothing needs them any more.
+    ///
+    /// # Errors
+    ///
+    /// A shape that does not fit.
+    pub fn forward_strips(&self, x: Strips) -> Result<Strips> {
+        let spread = x.spread(&self.first)?;
+        let mut residuals = VecDeque::with_capacity(x.len());
+        let y = x.each(Halo::Both, |strip| {
+            let alone = After::as_type_of(strip.own());
+            residuals.push_back(match &self.shortcut {
+                Some(shortcut) => shortcut.forward_then(strip.own(), alone)?,
+                None => strip.own().clone(),
+            });
+            strip.crop(&self.first.forward_by(strip.whole(), &spread, alone)?, 1)
+        })?;
+        let spread = y.spread(&self.second)?;
+        y.each(Halo::Both, |strip| {
+            let residual = strip.extend(&residuals.pop_front().expect("there is one for each strip"))?;
+            strip.crop(&self.second.forward_by(strip.whole(), &spread, After::added_to(&residual))?, 1)
+        })
     }
 }

@@ -148,6 +148,13 @@ impl<'a> Weights<'a> {
         self.files.tensors.contains_key(&self.name(name))
     }
 
+    /// What all the tensors of the files take in the number type that they are given in.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let elements = |(_, info): &(usize, TensorInfo)| info.shape.iter().product::<usize>();
+        self.files.tensors.values().map(elements).sum::<usize>() * self.dtype.size_in_bytes()
+    }
+
     /// The number type that tensors are given in.
     #[must_use]
     pub fn dtype(&self) -> DType {

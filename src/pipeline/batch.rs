@@ -4,8 +4,6 @@ use std::{fmt, num::NonZeroUsize, str::FromStr};
 
 use candle_core::Device;
 
-use super::InferencePipeline;
-
 /// The most images that a pass draws where nobody says how many.
 const AUTOMATIC: usize = 8;
 /// The most that can be asked for.
@@ -50,13 +48,6 @@ impl FromStr for BatchChoice {
         }
         let most = choice.parse().ok().filter(|most: &NonZeroUsize| most.get() <= MOST);
         most.map(Self::Most).ok_or_else(|| format!("is \"{choice}\"; auto or 1 to {MOST} is allowed"))
-    }
-}
-
-impl InferencePipeline {
-    /// How many of `wished` images of a size, height and width in pixels, one pass draws. At least one.
-    pub(super) fn images_that_fit(&self, _size: (usize, usize), wished: usize) -> usize {
-        wished.clamp(1, self.batch)
     }
 }
 

@@ -85,15 +85,23 @@ impl<'a, 'm> Company<'a, 'm> {
         (standing.steps, standing.warnings) = (steps, warnings);
     }
 
+    /// From now on `images` are drawn in the same network passes.
+    pub(super) fn drawn_together(&mut self, images: &[Image<'_>]) {
+        for (row, image) in images.iter().enumerate() {
+            if is_last_of_job(images, row) {
+                self.jobs[image.job].monitor.drawn_together(images.len());
+            }
+        }
+    }
+
     /// A step of each of `images` is done. A job hears of all its images at once.
     pub(super) fn step_done(&mut self, images: &[Image<'_>]) {
         for image in images {
             self.standings[image.job].steps_done += 1;
         }
         for (row, image) in images.iter().enumerate() {
-            let is_last = images.get(row + 1).is_none_or(|next| next.job != image.job);
             let standing = &self.standings[image.job];
-            if is_last && !standing.has_ended {
+            if is_last_of_job(images, row) && !standing.has_ended {
                 self.jobs[image.job].monitor.progress(standing.steps_done, standing.steps);
             }
         }
@@ -129,6 +137,11 @@ impl<'a, 'm> Company<'a, 'm> {
             (self.ended)(job, result);
         }
     }
+}
+
+/// A job's images are next to each other.
+fn is_last_of_job(images: &[Image<'_>], row: usize) -> bool {
+    images.get(row + 1).is_none_or(|next| next.job != images[row].job)
 }
 
 impl Timings {

@@ -44,6 +44,11 @@ impl<'a> Image<'a> {
     }
 }
 
+/// Latents as the decoder takes them, from those in units of what a schedule counts them in.
+fn in_units_of(latents: Tensor, unit: f64) -> Result<Tensor> {
+    if unit == 1.0 { Ok(latents) } else { Ok((latents * unit)?) }
+}
+
 impl InferencePipeline {
     /// The latents, `(1, c, h, w)` f32, of those of `images` whose job goes on to the end. All are of drawings that agree.
     ///
@@ -57,6 +62,7 @@ impl InferencePipeline {
     ) -> Result<Vec<(Image<'a>, Tensor)>> {
         let Drawing { schedule, options, .. } = images[0].drawing;
         let mut batch = self.batch(images)?;
+        company.drawn_together(&batch.images);
         let mut latents = batch.start.latents.clone();
         let mut sampler = Sampler::new(options, schedule);
         for (number, step) in schedule.steps.iter().enumerate() {
@@ -66,6 +72,7 @@ impl InferencePipeline {
                 self.select(&mut batch, &kept)?;
                 latents = select(&latents, &kept)?;
                 sampler.select(&kept)?;
+                company.drawn_together(&batch.images);
             }
             let Batch { images, start, noise, told } = &mut batch;
             let asked = Asked {
@@ -82,15 +89,18 @@ impl InferencePipeline {
                 Some(next) => start.keep(stepped.latents, Some(next.level.sigma))?,
                 None => stepped.latents,
             };
+            // A device is told its work ahead of time. Progress, and a job's end, are about what it has done.
+            self.networks.device.synchronize()?;
             company.step_done(images);
             let done = number + 1;
             if done < schedule.steps.len() {
-                self.show_previews(images, done, &stepped.denoised, company)?;
+                self.show_previews(images, done, &in_units_of(stepped.denoised, schedule.unit)?, company)?;
             }
         }
         // Nearly always 1; multiplying copies.
         let scale = schedule.final_scale;
         let latents = batch.start.keep(if scale == 1.0 { latents } else { (latents * scale)? }, None)?;
+        let latents = in_units_of(latents, schedule.unit)?;
         let of_image = |(row, image)| Ok((image, latents.narrow(0, row, 1)?));
         batch.images.into_iter().enumerate().map(of_image).collect()
     }

@@ -5,6 +5,7 @@ use image::DynamicImage;
 use crate::{
     Error, Result,
     image_utils::ensure_multiple_of_8,
+    models::WeightsDigest,
     sampling::{Limits, SIDE_PX, SamplerKind, SamplingConfig, SpacingKind},
 };
 
@@ -70,7 +71,11 @@ pub trait Monitor {
     /// Asked before each network call; `true` ends the drawing with [`Error::Interrupted`](crate::Error::Interrupted).
     fn should_stop(&self) -> bool;
 
-    /// A denoising step is done: `step` of `total`, counted over all the request's images.
+    /// From now on a network pass draws so many images, this job's and those of the jobs that share it.
+    fn drawn_together(&mut self, _images: usize) {}
+
+    /// A denoising step is done: `step` of `total`, counted over all the request's images. A step of several images counts
+    /// once for each.
     fn progress(&mut self, step: usize, total: usize);
 
     /// What the picture looks like after `step`; asked for by
@@ -144,7 +149,7 @@ pub struct StageTimings {
 }
 
 /// What is loaded and what it can do.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct ModelInfo {
     /// The model's name: the bundled model's, a directory's last part, or a hub id.
     pub name: String,
@@ -164,6 +169,8 @@ pub struct ModelInfo {
     pub default_guidance_scale: f64,
     /// The checkpoint's own sampler.
     pub default_sampler: SamplerKind,
+    /// The samplers that draw with the checkpoint's network.
+    pub samplers: Vec<SamplerKind>,
     /// The checkpoint's own spacing.
     pub default_scheduler: SpacingKind,
     /// The spacings that requests can name.
@@ -172,6 +179,10 @@ pub struct ModelInfo {
     pub limits: Limits,
     /// How its texts are read.
     pub prompts: PromptSupport,
+    /// Which weights these are.
+    pub digest: WeightsDigest,
+    /// What there is of memory.
+    pub memory: MemoryInfo,
 }
 
 /// What a model takes of prompts.
@@ -183,4 +194,13 @@ pub struct PromptSupport {
     pub max_chunks: usize,
     /// Whether it takes a second prompt and the sizes of a picture, as Stable Diffusion XL does.
     pub second: bool,
+}
+
+/// What a model takes of its device's memory, and what drawings may take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemoryInfo {
+    /// The weights in the type that the networks compute in.
+    pub weights_bytes: usize,
+    /// The most that a drawing may take besides; `None` where nothing is known.
+    pub limit_bytes: Option<usize>,
 }

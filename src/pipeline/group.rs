@@ -13,6 +13,7 @@ use super::{
     company::{Company, Ended, Timed},
     denoise::Image,
     pipeline::Drawing,
+    room::named_by_size,
     text,
 };
 use crate::{
@@ -30,6 +31,7 @@ pub(super) struct Agreement {
     sampler: SamplerKind,
     spacing: SpacingKind,
     sigmas: Option<Vec<f64>>,
+    eta: Option<f64>,
     is_guided: bool,
     /// The strength of those that start from a picture.
     strength: Option<f64>,
@@ -55,6 +57,7 @@ impl InferencePipeline {
             sampler,
             scheduler,
             sigmas,
+            eta,
             image,
             mask,
             mask_blur: _,
@@ -76,6 +79,7 @@ impl InferencePipeline {
             sampler: sampler.unwrap_or(self.info.default_sampler),
             spacing: scheduler.unwrap_or(self.info.default_scheduler),
             sigmas: sigmas.clone(),
+            eta: *eta,
             is_guided: text::is_guided(config),
             strength: image.as_ref().map(|_| *strength),
             has_mask: mask.is_some(),
@@ -115,6 +119,7 @@ impl InferencePipeline {
     fn begin<'a>(&self, job: usize, config: &'a SamplingConfig, company: &mut Company<'_, '_>) -> Result<Drawing<'a>> {
         config.validate(&self.info.limits)?;
         self.check(config)?;
+        self.check_free(config)?;
         let began = Instant::now();
         let mut warnings = Vec::new();
         let mut go_on = || if company.goes_on(job) { Ok(()) } else { Err(Error::Interrupted) };
@@ -133,7 +138,22 @@ impl InferencePipeline {
         let mut jobs: Vec<usize> = images.iter().map(|image| image.job).collect();
         jobs.dedup();
         let began = Instant::now();
-        let denoised = match self.denoise(images, company) {
+        let size = first.drawing.agreement.size;
+        let mut denoised = self.denoise(images.clone(), company);
+        if let Err(error) = &denoised
+            && error.is_out_of_memory()
+        {
+            tracing::warn!(%error, images = images.len(), "the device is out of memory; trying once more with less");
+            self.forget_encoder();
+            if images.len() > 1 {
+                // Halves of halves come to one image, which is tried once more.
+                let (first, second) = images.split_at(images.len() / 2);
+                self.draw_batch(first, company)?;
+                return self.draw_batch(second, company);
+            }
+            denoised = self.denoise(images, company).map_err(|error| named_by_size(error, size));
+        }
+        let denoised = match denoised {
             Ok(denoised) => denoised,
             Err(Error::Interrupted) => return Ok(()),
             // What fails with one job alone is that job's.

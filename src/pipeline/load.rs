@@ -5,8 +5,9 @@ use std::sync::Mutex;
 use candle_core::DType;
 
 use super::{
-    BatchChoice, InferencePipeline, ModelInfo,
+    BatchChoice, InferencePipeline, MemoryInfo, ModelInfo, TilingChoice,
     pipeline::Networks,
+    room::Room,
     text::{self, TextEncoder},
 };
 use crate::{
@@ -32,6 +33,10 @@ pub struct LoadOptions {
     pub limits: Limits,
     /// How many images a network pass draws together.
     pub batch: BatchChoice,
+    /// When the autoencoder's large maps are taken in strips.
+    pub vae_tiling: TilingChoice,
+    /// The most bytes of memory that a drawing may take besides the weights; no more than there are, in any case.
+    pub memory_limit: Option<usize>,
 }
 
 impl Default for LoadOptions {
@@ -43,6 +48,8 @@ impl Default for LoadOptions {
             dtype: DtypeChoice::Auto,
             limits: Limits::default(),
             batch: BatchChoice::Auto,
+            vae_tiling: TilingChoice::Auto,
+            memory_limit: None,
         }
     }
 }
@@ -81,6 +88,9 @@ impl InferencePipeline {
         };
         let text_encoders = encoders.iter().enumerate().map(encoder).collect::<Result<Vec<_>>>()?;
         check_windows(&spec, &checkpoint, &text_encoders)?;
+        let of_text: usize = encoders.iter().map(Weights::bytes).sum();
+        let weights_bytes = of_text + unet.bytes() + vae.bytes();
+        let room = Room::new(options.vae_tiling, options.memory_limit, &device);
         let networks = Networks {
             text: text_encoders,
             unet: Unet::new(&spec.unet, &unet)?,
@@ -89,6 +99,7 @@ impl InferencePipeline {
             dtype,
             device: device.clone(),
         };
+        let components = spec.text_encoders.iter().map(|encoder| encoder.folder).chain(["unet", "vae"]);
         let info = ModelInfo {
             name: name(&options.source),
             family: spec.family.name().to_owned(),
@@ -102,12 +113,23 @@ impl InferencePipeline {
                 .scheduler
                 .own_sampler()
                 .map_err(|message| Error::UnsupportedCheckpoint { path: checkpoint.path("scheduler"), message })?,
+            samplers: spec.scheduler.samplers(),
             default_scheduler: spec.scheduler.own_spacing(),
             schedulers: spec.scheduler.spacings(),
             limits: options.limits,
             prompts: text::support(&spec, &networks.text),
+            digest: checkpoint.digest(components)?,
+            memory: MemoryInfo { weights_bytes, limit_bytes: room.limit },
         };
-        Ok(Self { spec, info, networks, checkpoint, encoder: Mutex::default(), batch: options.batch.resolve(&device) })
+        Ok(Self {
+            spec,
+            info,
+            networks,
+            checkpoint,
+            room,
+            encoder: Mutex::default(),
+            batch: options.batch.resolve(&device),
+        })
     }
 }
 

@@ -14,12 +14,17 @@ mod origin;
 mod pipeline;
 mod pixels;
 mod previews;
+mod room;
+mod self_check;
 mod stages;
 mod text;
 
 pub use batch::BatchChoice;
-pub use generate::{Generate, Generated, GroupJob, ModelInfo, Monitor, PromptSupport, StageTimings, Unwatched};
+pub use generate::{
+    Generate, Generated, GroupJob, MemoryInfo, ModelInfo, Monitor, PromptSupport, StageTimings, Unwatched,
+};
 pub use load::LoadOptions;
 pub use pipeline::InferencePipeline;
+pub use room::TilingChoice;
 pub use stages::{PreparedStage, Stage};
 pub use text::{EncodedText, literal_prompt};

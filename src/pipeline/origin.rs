@@ -154,7 +154,7 @@ impl Origin {
         let from_noise = has_mask && strength >= 1.0;
         let picture = match &self.picture {
             Some(picture) if self.shown.is_none() || !from_noise => {
-                Some(vae.normalise(&sample(&picture.encoded, fresh()?)?)?)
+                Some((vae.normalise(&sample(&picture.encoded, fresh()?)?)? / schedule.unit)?)
             }
             _ => None,
         };

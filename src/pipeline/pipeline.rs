@@ -8,6 +8,7 @@ use super::{
     Generate, Generated, GroupJob, ModelInfo, Monitor, Unwatched,
     group::Agreement,
     origin::{Given, Origin},
+    room::Room,
     text::{self, EncodedText, TextEncoder},
 };
 use crate::{
@@ -26,6 +27,8 @@ pub struct InferencePipeline {
     pub(super) info: ModelInfo,
     pub(super) networks: Networks,
     pub(super) checkpoint: Checkpoint,
+    /// What drawings may take of memory.
+    pub(super) room: Room,
     /// The autoencoder's encoder, once a request has brought a picture along.
     pub(super) encoder: Mutex<Option<Arc<VaeEncoder>>>,
     /// The most images that a network pass draws.
@@ -44,12 +47,14 @@ pub(super) struct Networks {
 }
 
 impl InferencePipeline {
-    /// Draws a small picture and throws it away, so that the first request does not pay for what is set up once.
+    /// Draws a small picture and throws it away, so that the first request does not pay for what is set up once. Another
+    /// device than the CPU is compared with it first.
     ///
     /// # Errors
     ///
-    /// As [`generate`](Generate::generate).
+    /// [`Error::Device`] for a device that computes something else than the CPU; as [`generate`](Generate::generate).
     pub fn warm_up(&self) -> Result<()> {
+        self.check_device()?;
         let side = Some(WARM_UP_PX.next_multiple_of(self.spec.vae.factor()));
         let config =
             SamplingConfig { prompt: "a".to_owned(), steps: 1, width: side, height: side, ..SamplingConfig::default() };
@@ -128,7 +133,8 @@ impl Generate for InferencePipeline {
             return Err(Error::invalid("clip_skip", message));
         }
         text::check(&self.networks.text, &self.spec, config)?;
-        self.schedule(config).map(|_| ())
+        self.schedule(config)?;
+        self.check_limit(config)
     }
 }
 
@@ -140,6 +146,7 @@ impl InferencePipeline {
             Some(sigmas) => self.spec.scheduler.options(sampler, SpacingKind::Given)?.with_sigmas(sigmas),
             None => self.spec.scheduler.options(sampler, spacing)?,
         };
+        let options = options.with_eta(config.eta)?;
         let strength = if config.image.is_some() { config.strength } else { 1.0 };
         let schedule = Schedule::last_part(&options, config.steps, strength)?;
         Ok((options, schedule))

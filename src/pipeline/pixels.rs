@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, PoisonError};
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 
-use super::InferencePipeline;
+use super::{InferencePipeline, room::Coding};
 use crate::{
     Error, Result,
     models::{LatentDistribution, VaeDecoder, VaeEncoder},
@@ -18,15 +18,28 @@ impl InferencePipeline {
         if !is_finite(latents)? {
             return Err(Error::NotFinite { stage: "the denoiser" });
         }
-        let mut pixels = self.networks.vae.decode(latents)?;
+        let mut pixels = self.decode_pixels(&self.networks.vae, latents)?;
         if !is_finite(&pixels)? && self.networks.vae_dtype != DType::F32 {
             tracing::warn!(dtype = ?self.networks.vae_dtype, "the autoencoder overflowed; decoding again in f32");
-            pixels = self.wide_vae()?.decode(latents)?;
+            pixels = self.decode_pixels(&self.wide_vae()?, latents)?;
         }
         if !is_finite(&pixels)? {
             return Err(Error::NotFinite { stage: "the autoencoder" });
         }
         to_image(&pixels)
+    }
+
+    /// What a decoder makes of latents, in strips where that is needed.
+    pub(super) fn decode_pixels(&self, vae: &VaeDecoder, latents: &Tensor) -> Result<Tensor> {
+        let (_, _, height, width) = latents.dims4()?;
+        let factor = self.spec.vae.factor();
+        self.code(Coding::Decode, (factor * height, factor * width), |tiling| vae.decode(latents, tiling))
+    }
+
+    /// What an encoder makes of pixels, in strips where that is needed.
+    pub(super) fn encode_pixels(&self, encoder: &VaeEncoder, pixels: &Tensor) -> Result<LatentDistribution> {
+        let (_, _, height, width) = pixels.dims4()?;
+        self.code(Coding::Encode, (height, width), |tiling| encoder.encode(pixels, tiling))
     }
 
     /// The decoder in f32, read again from the checkpoint.
@@ -52,14 +65,14 @@ impl InferencePipeline {
                 None => Arc::clone(kept.insert(Arc::new(self.load_encoder()?))),
             }
         };
-        let encoded = encoder.encode(pixels)?;
+        let encoded = self.encode_pixels(&encoder, pixels)?;
         if encoded.is_finite()? {
             return Ok(encoded);
         }
         if self.networks.vae_dtype != DType::F32 {
             tracing::warn!(dtype = ?self.networks.vae_dtype, "the autoencoder overflowed; encoding again in f32");
             let wide = self.with_vae_weights(DType::F32, |weights| VaeEncoder::new(&self.spec.vae, weights))?;
-            let encoded = wide.encode(pixels)?;
+            let encoded = self.encode_pixels(&wide, pixels)?;
             if encoded.is_finite()? {
                 return Ok(encoded);
             }
@@ -68,9 +81,19 @@ impl InferencePipeline {
     }
 
     fn with_vae_weights<T>(&self, dtype: DType, build: impl FnOnce(&Weights) -> Result<T>) -> Result<T> {
+        self.with_vae_weights_on(&self.networks.device, dtype, build)
+    }
+
+    /// Hands the autoencoder's weights to `build`, read again from the checkpoint.
+    pub(super) fn with_vae_weights_on<T>(
+        &self,
+        device: &Device,
+        dtype: DType,
+        build: impl FnOnce(&Weights) -> Result<T>,
+    ) -> Result<T> {
         let mut quiet = |_| {};
         let progress = LoadProgress::new(&mut quiet);
-        build(&Weights::open(self.checkpoint.weights("vae")?, &self.networks.device, dtype, &progress)?)
+        build(&Weights::open(self.checkpoint.weights("vae")?, device, dtype, &progress)?)
     }
 }
 

@@ -78,14 +78,14 @@ impl InferencePipeline {
             Stage::VaeDecode => {
                 let latents = noise(1, latent_channels, side)?;
                 Box::new(move || {
-                    self.networks.vae.decode(&latents)?;
+                    self.decode_pixels(&self.networks.vae, &latents)?;
                     Ok(device.synchronize()?)
                 })
             }
             Stage::VaeEncode => {
                 let (encoder, pixels) = (self.load_encoder()?, noise(1, PIXEL_CHANNELS, side_px)?);
                 Box::new(move || {
-                    encoder.encode(&pixels)?;
+                    self.encode_pixels(&encoder, &pixels)?;
                     Ok(device.synchronize()?)
                 })
             }

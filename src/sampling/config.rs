@@ -14,7 +14,7 @@ use crate::{Error, Result};
 pub const MAX_SEED: u64 = (1 << 53) - 1;
 /// The sides that a drawing may have, in pixels.
 pub const SIDE_PX: std::ops::RangeInclusive<usize> = 64..=2048;
-const STEPS: std::ops::RangeInclusive<usize> = 1..=150;
+pub(super) const STEPS: std::ops::RangeInclusive<usize> = 1..=150;
 const GUIDANCE: std::ops::RangeInclusive<f64> = 0.0..=30.0;
 /// The levels that a request can list: zero-terminal-SNR training ends at 4096.
 const SIGMAS: std::ops::RangeInclusive<f64> = 0.0001..=10_000.0;
@@ -54,6 +54,9 @@ pub struct SamplingConfig {
     /// The noise levels themselves in place of a spacing: σ at which each step begins, 1 to 150, falling; a 0 may stand at
     /// the end, where the last step ends in any case.
     pub sigmas: Option<Vec<f64>>,
+    /// How much noise each step of `ddim` adds, 0..=1: 1 is DDPM's. For `tcd` it is γ. `None` is 0 for the first and 0.3 for
+    /// the second; the other samplers have no such choice.
+    pub eta: Option<f64>,
     /// The picture to start from; `None` draws from noise alone. It is resized to the size of the drawing.
     pub image: Option<Arc<RgbImage>>,
     /// What of `image` is drawn anew: white (128 and more). It is resized to the size of the drawing.
@@ -100,6 +103,7 @@ impl Default for SamplingConfig {
             sampler: None,
             scheduler: None,
             sigmas: None,
+            eta: None,
             image: None,
             mask: None,
             mask_blur: 0.0,
@@ -157,6 +161,13 @@ impl SamplingConfig {
         }
         if !STEPS.contains(&self.steps) {
             return Err(Error::invalid("steps", format!("is {}; 1 to 150 are allowed", self.steps)));
+        }
+        if let Some(eta) = self.eta {
+            if !(0.0..=1.0).contains(&eta) {
+                return Err(Error::invalid("eta", format!("is {eta}; 0 to 1 is allowed")));
+            }
+            // Where the checkpoint chooses the sampler, it checks this too.
+            self.sampler.map_or(Ok(()), |sampler| sampler.check_eta(eta))?;
         }
         if !GUIDANCE.contains(&self.guidance_scale) {
             return Err(Error::invalid("guidance_scale", format!("is {}; 0 to 30 is allowed", self.guidance_scale)));
@@ -274,11 +285,29 @@ pub enum SamplerKind {
     Deis,
     /// Denoising diffusion probabilistic models (Ho et al. 2020).
     Ddpm,
+    /// DPM-Solver++(2S) with ancestral noise (Lu et al. 2022; k-diffusion).
+    Dpmpp2sAncestral,
+    /// DPM-Solver++ on the reverse SDE, of second order in one step (Lu et al. 2022; k-diffusion).
+    DpmppSde,
+    /// DPM-Solver++(2M) on the reverse SDE.
+    Dpmpp2mSde,
+    /// DPM-Solver++(3M) on the reverse SDE (k-diffusion).
+    Dpmpp3mSde,
+    /// DPM-Solver++ by single steps, of up to third order (Lu et al. 2022).
+    DpmSingle,
+    /// Latent consistency models' multi-step sampling (Luo et al. 2023).
+    Lcm,
+    /// Trajectory consistency distillation's strategic stochastic sampling (Zheng et al. 2024).
+    Tcd,
+    /// Euler's method for networks that were preconditioned as EDM's (Karras et al. 2022).
+    EdmEuler,
+    /// DPM-Solver++(2M) for the same.
+    EdmDpmpp2m,
 }
 
 impl SamplerKind {
     /// Every sampler, in the order in which they are shown.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 21] = [
         Self::Ddim,
         Self::Pndm,
         Self::Euler,
@@ -291,12 +320,41 @@ impl SamplerKind {
         Self::UniPc,
         Self::Deis,
         Self::Ddpm,
+        Self::Dpmpp2sAncestral,
+        Self::DpmppSde,
+        Self::Dpmpp2mSde,
+        Self::Dpmpp3mSde,
+        Self::DpmSingle,
+        Self::Lcm,
+        Self::Tcd,
+        Self::EdmEuler,
+        Self::EdmDpmpp2m,
     ];
 
     /// Whether diffusers' class is made as its DPM-Solver is: it counts the end as one more timestep, and keeps latents at
     /// total variance 1.
     pub(super) const fn is_of_dpm_solver_kind(self) -> bool {
-        matches!(self, Self::Dpmpp2m | Self::UniPc | Self::Deis)
+        use SamplerKind::{Deis, DpmSingle, Dpmpp2m, Dpmpp2mSde, Dpmpp3mSde, UniPc};
+        matches!(self, Dpmpp2m | Dpmpp2mSde | Dpmpp3mSde | DpmSingle | UniPc | Deis)
+    }
+
+    /// Whether it draws with networks that were preconditioned as EDM's, and with no other.
+    pub(super) const fn is_edm(self) -> bool {
+        matches!(self, Self::EdmEuler | Self::EdmDpmpp2m)
+    }
+
+    /// Whether it is made for networks that were distilled to few steps.
+    pub(super) const fn is_for_distilled(self) -> bool {
+        matches!(self, Self::Lcm | Self::Tcd)
+    }
+
+    /// Refuses `eta` for samplers to which it means nothing.
+    pub(super) fn check_eta(self, eta: f64) -> Result<()> {
+        if matches!(self, Self::Ddim | Self::Tcd) {
+            return Ok(());
+        }
+        let message = format!("is {eta}, which means nothing to the sampler {self}; ddim and tcd take it");
+        Err(Error::invalid("eta", message))
     }
 
     /// The name on the wire and on the command line.
@@ -315,6 +373,15 @@ impl SamplerKind {
             Self::UniPc => "uni_pc",
             Self::Deis => "deis",
             Self::Ddpm => "ddpm",
+            Self::Dpmpp2sAncestral => "dpmpp_2s_ancestral",
+            Self::DpmppSde => "dpmpp_sde",
+            Self::Dpmpp2mSde => "dpmpp_2m_sde",
+            Self::Dpmpp3mSde => "dpmpp_3m_sde",
+            Self::DpmSingle => "dpm_single",
+            Self::Lcm => "lcm",
+            Self::Tcd => "tcd",
+            Self::EdmEuler => "edm_euler",
+            Self::EdmDpmpp2m => "edm_dpmpp_2m",
         }
     }
 }
@@ -507,6 +574,9 @@ mod tests {
             ),
             ("steps", SamplingConfig { sigmas: Some(vec![2.0, 1.0, 0.0]), steps: 3, ..valid() }),
             ("preview_every", SamplingConfig { preview_every: 151, ..valid() }),
+            ("eta", SamplingConfig { eta: Some(1.1), ..valid() }),
+            ("eta", SamplingConfig { eta: Some(f64::NAN), ..valid() }),
+            ("eta", SamplingConfig { eta: Some(0.5), sampler: Some(SamplerKind::Ddpm), ..valid() }),
             ("strength", SamplingConfig { strength: 0.0, ..valid() }),
             ("strength", SamplingConfig { strength: f64::NAN, ..valid() }),
             ("mask", SamplingConfig { mask: Some(Arc::new(GrayImage::new(8, 8))), ..valid() }),
@@ -537,7 +607,8 @@ mod tests {
         assert_eq!(
             error,
             "sampler: is \"ddimm\"; one of ddim, pndm, euler, euler_ancestral, heun, dpmpp_2m, dpm_2, dpm_2_ancestral, \
-             lms, uni_pc, deis, ddpm is allowed"
+             lms, uni_pc, deis, ddpm, dpmpp_2s_ancestral, dpmpp_sde, dpmpp_2m_sde, dpmpp_3m_sde, dpm_single, lcm, tcd, \
+             edm_euler, edm_dpmpp_2m is allowed"
         );
     }
 }

@@ -17,6 +17,9 @@ pub enum PredictionType {
     VPrediction,
     /// The denoised latents, x₀.
     Sample,
+    /// −v, as EDM's networks give it (Karras et al. 2022, equation 7) where latents are in units of the data's deviation.
+    #[serde(skip)]
+    NegativeV,
 }
 
 impl PredictionType {
@@ -32,6 +35,7 @@ impl PredictionType {
             Self::Epsilon => ((x - (output * noise)?)? / signal)?,
             Self::VPrediction => ((x * signal)? - (output * noise)?)?,
             Self::Sample => output.clone(),
+            Self::NegativeV => ((x * signal)? + (output * noise)?)?,
         })
     }
 
@@ -42,6 +46,7 @@ impl PredictionType {
             Self::Epsilon => ((x - (denoised * signal)?)? / noise)?,
             Self::VPrediction => (((x * signal)? - denoised)? / noise)?,
             Self::Sample => denoised.clone(),
+            Self::NegativeV => ((denoised - (x * signal)?)? / noise)?,
         })
     }
 }

@@ -33,7 +33,7 @@ pub enum LongPrompt {
 }
 
 /// A picture's size in pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub struct PictureSize {
     /// From left to right.
     pub width: u32,
@@ -42,7 +42,7 @@ pub struct PictureSize {
 }
 
 /// How much of a picture was cut away before its first pixel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub struct CropOffset {
     /// Pixels cut from the left.
     pub left: u32,

@@ -39,7 +39,7 @@ pub struct Step {
 pub struct SecondLook {
     /// Where the network is asked.
     pub level: Level,
-    /// The σ that the corrected step starts from.
+    /// The σ that the corrected step starts from, or that the first part of a step by Runge and Kutta goes to.
     pub from_sigma: f64,
     /// The σ that it goes to.
     pub next_sigma: f64,
@@ -56,6 +56,8 @@ pub struct Schedule {
     pub final_scale: f64,
     /// How many steps the whole schedule has, of which `steps` may be the last part.
     pub whole: usize,
+    /// In units of what the latents are: 1, or the data's deviation for networks that were preconditioned as EDM's.
+    pub unit: f64,
 }
 
 impl Schedule {
@@ -67,10 +69,10 @@ impl Schedule {
     /// [`Error::InvalidParameter`] for more steps than the checkpoint has timesteps, or so few that all their σ are below
     /// the checkpoint's `sigma_min`.
     pub fn new(options: &SchedulerOptions, steps: usize) -> Result<Self> {
-        let most = if options.sampler == SamplerKind::Dpmpp2m && options.spacing == SpacingKind::Checkpoint {
-            options.last_timestep()
-        } else {
-            options.num_train_timesteps
+        let most = match options.spacing {
+            SpacingKind::Checkpoint if options.sampler.is_for_distilled() => options.original_steps,
+            SpacingKind::Checkpoint => options.last_timestep(),
+            _ => options.num_train_timesteps,
         };
         if steps == 0 || steps > most {
             return Err(Error::invalid("steps", format!("is {steps}; this model has {most} timesteps to choose from")));
@@ -82,8 +84,17 @@ impl Schedule {
             }
             (SamplerKind::Pndm, SpacingKind::Checkpoint) => {
                 // PNDM extrapolates outputs, and looks back at its first level.
-                Ok(Self::on_timesteps(options, TerminalSigma::Clamped, steps).with_pndm_start(options))
+                let schedule = Self::on_timesteps(options, TerminalSigma::Clamped, steps);
+                Ok(if options.runge_kutta_start {
+                    schedule.with_runge_kutta_start(options)
+                } else {
+                    schedule.with_pndm_start(options)
+                })
             }
+            (SamplerKind::Lcm | SamplerKind::Tcd, SpacingKind::Checkpoint) => {
+                Ok(Self::on_distilled_timesteps(options, steps))
+            }
+            (SamplerKind::EdmEuler | SamplerKind::EdmDpmpp2m, _) => Ok(Self::of_edm(options, steps)),
             (SamplerKind::Ddpm, SpacingKind::Checkpoint) => Ok(Self::on_listed_timesteps(options, steps)),
             _ => Self::on_sigmas(options, steps),
         }
@@ -107,6 +118,9 @@ impl Schedule {
         }
         Ok(match (options.sampler, options.spacing) {
             _ if skipped == 0 => schedule,
+            (SamplerKind::Pndm, SpacingKind::Checkpoint) if options.runge_kutta_start => {
+                schedule.from(skipped, options.sampler).with_runge_kutta_start(options)
+            }
             (SamplerKind::Pndm, SpacingKind::Checkpoint) => schedule.pndm_from(skipped, options),
             _ => schedule.from(skipped, options.sampler),
         })
@@ -143,7 +157,7 @@ impl Schedule {
         };
         let steps: Vec<Step> = timesteps(options, steps).into_iter().map(|t| step(t.round_ties_even())).collect();
         let whole = steps.len();
-        Self { initial_scale: 1.0, steps, final_scale: 1.0, whole }
+        Self { initial_scale: 1.0, steps, final_scale: 1.0, whole, unit: 1.0 }
     }
 
     /// DDPM's: from each timestep to the next of the list, and to σ = 0.
@@ -156,7 +170,7 @@ impl Schedule {
             |(number, level): (usize, &Level)| Step { level: *level, next_sigma: next_sigma(number), second: None };
         let steps: Vec<Step> = levels.iter().enumerate().map(step).collect();
         let whole = steps.len();
-        Self { initial_scale: 1.0, steps, final_scale: 1.0, whole }
+        Self { initial_scale: 1.0, steps, final_scale: 1.0, whole, unit: 1.0 }
     }
 
     /// PNDM looks twice in its first step: there is no history yet to extrapolate from (Liu et al. 2022, section 3.3,
@@ -167,6 +181,30 @@ impl Schedule {
             first.second = Some(pndm_look(options, second.level, stride));
         }
         self
+    }
+
+    /// PNDM's first three steps by Runge and Kutta's method (Liu et al. 2022, equation 13): each goes to the next timestep of
+    /// the list, and looks half a stride above that. A drawing of fewer than four steps has fewer of them.
+    fn with_runge_kutta_start(mut self, options: &SchedulerOptions) -> Self {
+        let sigmas = options.training_sigmas(TerminalSigma::Clamped);
+        let half = options.num_train_timesteps / self.whole / 2;
+        for number in 0..(self.steps.len() - 1).min(3) {
+            let next = self.steps[number + 1].level;
+            let step = &mut self.steps[number];
+            step.next_sigma = next.sigma;
+            let middle = (index(next.timestep) + half).min(sigmas.len() - 1);
+            #[expect(clippy::cast_precision_loss, reason = "timesteps are few")]
+            let level = Level { timestep: middle as f64, sigma: sigmas[middle] };
+            let first_end = sigmas[index(step.level.timestep).saturating_sub(half)];
+            step.second = Some(SecondLook { level, from_sigma: first_end, next_sigma: next.sigma });
+        }
+        self
+    }
+
+    /// Where the first steps with a second look end, up to the first without.
+    pub(super) fn ends_of_second_looks(&self) -> Vec<Level> {
+        let steps = self.steps.windows(2).take_while(|pair| pair[0].second.is_some());
+        steps.map(|pair| pair[1].level).collect()
     }
 
     /// The samplers of the k-diffusion kind: from each σ to the next.
@@ -200,11 +238,13 @@ impl Schedule {
         let last = steps[steps.len() - 1].next_sigma;
         let final_scale = if multistep { 1.0 } else { last.hypot(1.0) };
         let whole = steps.len();
-        let mut schedule = Self { initial_scale, steps, final_scale, whole };
+        let mut schedule = Self { initial_scale, steps, final_scale, whole, unit: 1.0 };
         match options.sampler {
             SamplerKind::Heun => schedule.add_heun_looks(options.rescale_betas_zero_snr),
             SamplerKind::Pndm => schedule.add_first_look(),
-            SamplerKind::Dpm2 | SamplerKind::Dpm2Ancestral => schedule.add_looks_halfway(options, &training),
+            SamplerKind::Dpm2 | SamplerKind::Dpm2Ancestral | SamplerKind::Dpmpp2sAncestral | SamplerKind::DpmppSde => {
+                schedule.add_looks_halfway(options, &training)
+            }
             _ => {}
         }
         Ok(schedule)
@@ -225,10 +265,12 @@ impl Schedule {
         let last = self.steps.len() - 1;
         for step in &mut self.steps[..last].iter_mut().skip(usize::from(options.rescale_betas_zero_snr)) {
             let (from_sigma, next_sigma) = (step.level.sigma, step.next_sigma);
-            let ancestral = options.sampler == SamplerKind::Dpm2Ancestral;
+            let ancestral = matches!(options.sampler, SamplerKind::Dpm2Ancestral | SamplerKind::Dpmpp2sAncestral);
             let end = if ancestral { next_sigma * next_sigma / from_sigma } else { next_sigma };
             let sigma = (from_sigma * end).sqrt();
-            let level = Level { timestep: timestep_of(training, sigma), sigma };
+            let continuous = options.continuous_timesteps;
+            let timestep = if continuous { 0.25 * sigma.ln() } else { timestep_of(training, sigma) };
+            let level = Level { timestep, sigma };
             step.second = Some(SecondLook { level, from_sigma, next_sigma });
         }
     }
@@ -252,7 +294,11 @@ fn whole_timesteps(options: &SchedulerOptions) -> Option<fn(f64) -> f64> {
     let cut = matches!(options.spacing, SpacingKind::Exponential | SpacingKind::Beta);
     match options.sampler {
         // The network's timesteps are whole, which cuts off what is not rounded.
-        SamplerKind::Dpmpp2m if options.beta_schedule == BetaSchedule::SquaredcosCapV2 => Some(f64::trunc),
+        SamplerKind::Dpmpp2m | SamplerKind::Dpmpp2mSde | SamplerKind::Dpmpp3mSde
+            if options.beta_schedule == BetaSchedule::SquaredcosCapV2 =>
+        {
+            Some(f64::trunc)
+        }
         sampler if sampler.is_of_dpm_solver_kind() && cut => Some(f64::trunc),
         SamplerKind::Dpm2 | SamplerKind::Dpm2Ancestral if !cut => Some(f64::round_ties_even),
         sampler if sampler.is_of_dpm_solver_kind() => Some(f64::round_ties_even),
@@ -301,7 +347,7 @@ pub fn steps_of_strength(steps: usize, strength: f64) -> usize {
 
 /// The index of a whole timestep.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "timesteps are whole and not negative")]
-fn index(timestep: f64) -> usize {
+pub(super) fn index(timestep: f64) -> usize {
     timestep as usize
 }
 
@@ -339,6 +385,37 @@ mod tests {
         config.options(sampler, spacing).unwrap()
     }
 
+    #[test]
+    fn ddim_uniform_refuses_steps_of_which_it_makes_more_than_a_request_may_have() {
+        let json = r#"{"num_train_timesteps": 1000}"#;
+        let options = options(json, SamplerKind::Euler, SpacingKind::DdimUniform);
+        let message = "steps: is 150, of which ddim_uniform makes 167 with this model; 150 are allowed";
+        assert_eq!(refused(&options, 150), message);
+        assert_eq!(Schedule::new(&options, 142).unwrap().steps.len(), 143);
+    }
+
+    #[test]
+    fn ays_is_refused_by_name_where_a_family_has_no_levels() {
+        let config: SchedulerConfig = serde_json::from_str(r#"{"_class_name": "EulerDiscreteScheduler"}"#).unwrap();
+        let message = config.options(SamplerKind::Euler, SpacingKind::Ays).unwrap_err().to_string();
+        assert!(
+            message
+                .contains("scheduler: is ays, which has no levels for this model's family; one of checkpoint, karras"),
+            "{message}"
+        );
+        assert!(!config.spacings().contains(&SpacingKind::Ays));
+    }
+
+    #[test]
+    fn edm_refuses_spacings_and_levels_by_name() {
+        let config: SchedulerConfig = serde_json::from_str(r#"{"_class_name": "EDMEulerScheduler"}"#).unwrap();
+        for (spacing, field) in [(SpacingKind::Simple, "scheduler: is simple"), (SpacingKind::Given, "sigmas: ")] {
+            let message = config.options(SamplerKind::EdmEuler, spacing).unwrap_err().to_string();
+            assert!(message.contains(field) && message.contains("one of checkpoint, karras, exponential"), "{message}");
+        }
+        assert_eq!(config.spacings(), [SpacingKind::Checkpoint, SpacingKind::Karras, SpacingKind::Exponential]);
+    }
+
     fn refused(options: &SchedulerOptions, steps: usize) -> String {
         Schedule::new(options, steps).unwrap_err().to_string()
     }
@@ -348,8 +425,11 @@ mod tests {
         let json = r#"{"num_train_timesteps": 50}"#;
         let euler = options(json, SamplerKind::Euler, SpacingKind::Karras);
         assert_eq!(refused(&euler, 51), "steps: is 51; this model has 50 timesteps to choose from");
-        for sampler in SamplerKind::ALL {
+        for sampler in SamplerKind::ALL.into_iter().filter(|kind| !kind.is_edm()) {
             for spacing in SpacingKind::ALL {
+                if sampler.is_for_distilled() && spacing.timesteps().is_some() {
+                    continue;
+                }
                 let schedule = Schedule::new(&options(json, sampler, spacing), 50).unwrap();
                 // Its first timestep is the second of training.
                 let wanted = if spacing == SpacingKind::DdimUniform { 49 } else { 50 };
@@ -360,6 +440,8 @@ mod tests {
         let json = r#"{"lambda_min_clipped": 2.3}"#;
         let solver = options(json, SamplerKind::Dpmpp2m, SpacingKind::Checkpoint);
         assert_eq!(refused(&solver, 150), "steps: is 150; this model has 27 timesteps to choose from");
+        let lcm = options(r#"{"original_inference_steps": 40}"#, SamplerKind::Lcm, SpacingKind::Checkpoint);
+        assert_eq!(refused(&lcm, 41), "steps: is 41; this model has 40 timesteps to choose from");
     }
 
     #[test]

@@ -1,17 +1,13 @@
-//! A scheduler's options: its file as the class that draws reads it.
+//! A scheduler's options, as one class draws by them.
 //!
 //! Owns [`SchedulerOptions`], with every default filled in for one sampler and spacing. diffusers' rule fills them: what
-//! the file says is kept, what it does not say is the drawing class's default. Next: `schedule` and `samplers` draw by the
-//! options.
+//! the file says is kept, what it does not say is the drawing class's default. `scheduler_reader` fills them in. Next:
+//! `schedule` and `samplers` draw by the options.
 
 use super::{
-    AlignedLevels, PredictionType, SamplerKind, SchedulerConfig, SpacingKind,
-    scheduler_config::SPACING_KEYS,
-    scheduler_keys::{KEYS, Key, Setting, Treatment},
+    Algorithm, AlignedLevels, Bound, Edm, PredictionType, SamplerKind, Solver, SpacingKind, UniPcOptions, Variance,
 };
-
-/// The most timesteps of training. Stable Diffusion has 1000.
-const MAX_TIMESTEPS: usize = 100_000;
+use crate::Result;
 
 /// A scheduler's configuration with every default filled in, for one sampler and spacing.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,27 +41,27 @@ pub struct SchedulerOptions {
     /// The ends of Karras' spacing, where they are not the schedule's.
     pub(super) sigma_min: Option<f64>,
     pub(super) sigma_max: Option<f64>,
-    /// The range that x₀ is kept in.
-    pub(super) clip: Option<f64>,
-    /// Whether DPM-Solver's last step of a short schedule is of first order.
-    pub(super) lower_order_final: bool,
-    /// Whether DPM-Solver's last step is of first order in any case.
-    pub(super) euler_at_final: bool,
-    /// UniPC's B(h).
-    pub(super) bh: Bh,
+    /// What is done with x₀.
+    pub(super) bound: Bound,
+    /// DPM-Solver's options, UniPC's and DEIS'.
+    pub(super) solver: Solver,
+    pub(super) uni_pc: UniPcOptions,
+    /// DDPM's noise.
+    pub(super) variance: Variance,
+    /// Whether PNDM starts by Runge and Kutta's method.
+    pub(super) runge_kutta_start: bool,
+    /// Among how many timesteps distilled networks choose.
+    pub(super) original_steps: usize,
+    /// What a latent consistency model's timesteps are multiplied by.
+    pub(super) timestep_scaling: f64,
+    /// How much of the noise of DDPM's step DDIM adds, or TCD's γ.
+    pub(super) eta: f64,
+    /// Of a network that was preconditioned as EDM's.
+    pub(super) edm: Option<Edm>,
     /// The levels of [`SpacingKind::Ays`].
     pub(super) aligned: Option<AlignedLevels>,
     /// The levels of [`SpacingKind::Given`]: σ at which each step begins, falling.
     pub(super) sigmas: Vec<f64>,
-}
-
-/// The function B(h) of UniPC (Zhao et al. 2023, section 4.1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bh {
-    /// The step's length in λ.
-    One,
-    /// Its exponential less one.
-    Two,
 }
 
 /// How betas go from the first to the last.
@@ -120,7 +116,7 @@ impl SchedulerOptions {
     }
 
     /// Refuses numbers that no drawing can be made of.
-    fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), String> {
         let timesteps = self.num_train_timesteps;
         let betas = self.trained_betas.as_ref().map_or(timesteps, Vec::len);
         if timesteps < 2 || betas != timesteps {
@@ -137,169 +133,81 @@ impl SchedulerOptions {
         {
             return Err(format!("sigma_min is {least}, sigma_max {most}; the first has to be below the second"));
         }
-        if let Some(range) = self.clip.filter(|range| !(*range > 0.0 && range.is_finite())) {
-            return Err(format!("clip_sample_range is {range}; a number above 0 is needed"));
-        }
+        self.check_bound()?;
+        self.check_solver()?;
         if self.last_timestep() == 0 {
             let least = self.lambda_min;
             return Err(format!("lambda_min_clipped is {least}, which leaves no timestep of this noise schedule"));
         }
-        Ok(())
-    }
-}
-
-/// A file, read as one class reads it.
-#[derive(Clone, Copy)]
-pub(super) struct Reader<'a> {
-    pub config: &'a SchedulerConfig,
-    pub class: SamplerKind,
-}
-
-impl Reader<'_> {
-    /// Refuses what no drawing of this class honours.
-    pub(super) fn check(self) -> Result<(), String> {
-        for key in KEYS.iter().filter(|key| key.is_read_by(self.class)) {
-            let setting = self.setting(key.name);
-            if let Treatment::Only(allowed) = key.treatment
-                && !allowed.iter().any(|value| Setting::from(*value) == setting)
-            {
-                let allowed: Vec<String> = allowed.iter().map(|value| Setting::from(*value).to_string()).collect();
-                return Err(format!("{} is {setting}; only {} is supported", key.name, allowed.join(" or ")));
+        if self.sampler.is_for_distilled() && !(1..=timesteps).contains(&self.original_steps) {
+            let steps = self.original_steps;
+            return Err(format!("original_inference_steps is {steps}; 1 to {timesteps} are supported"));
+        }
+        if let Some(Edm { sigma_data, rho }) = self.edm {
+            for (key, value) in [("sigma_data", sigma_data), ("rho", rho.unwrap_or(1.0))] {
+                if !(value > 0.0 && value.is_finite()) {
+                    return Err(format!("{key} is {value}; a number above 0 is needed"));
+                }
             }
         }
         Ok(())
     }
 
-    /// Everything that a drawing needs, with this class's defaults for what the file does not say.
-    pub(super) fn options(self, spacing: SpacingKind) -> Result<SchedulerOptions, String> {
-        let prediction_type = self.prediction_type()?;
-        let (clips, clip_range) = (self.flag("clip_sample")?, self.number("clip_sample_range")?);
-        // Read by `own_spacing`, and overruled by a request that names a spacing.
-        let chosen = SPACING_KEYS.map(|(key, _)| self.flag(key).map(|chosen| chosen.then_some(key)));
-        let chosen: Vec<&str> = chosen.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
-        if chosen.len() > 1 {
-            return Err(format!("{} are both true; one spacing of σ can be chosen", chosen.join(" and ")));
-        }
-        let options = SchedulerOptions {
-            sampler: self.class,
-            spacing,
-            prediction_type,
-            num_train_timesteps: self.whole("num_train_timesteps")?,
-            beta_start: self.number("beta_start")?,
-            beta_end: self.number("beta_end")?,
-            beta_schedule: self.beta_schedule()?,
-            trained_betas: self.trained_betas()?,
-            rescale_betas_zero_snr: self.flag("rescale_betas_zero_snr")?,
-            timestep_spacing: self.one_of(
-                "timestep_spacing",
-                &[
-                    ("linspace", TimestepSpacing::Linspace),
-                    ("leading", TimestepSpacing::Leading),
-                    ("trailing", TimestepSpacing::Trailing),
-                ],
-            )?,
-            steps_offset: self.whole("steps_offset")?,
-            set_alpha_to_one: self.flag("set_alpha_to_one")?,
-            final_sigmas: self
-                .one_of("final_sigmas_type", &[("zero", FinalSigmas::Zero), ("sigma_min", FinalSigmas::SigmaMin)])?,
-            // diffusers tells networks of other prediction types the timestep all the same.
-            continuous_timesteps: self.one_of("timestep_type", &[("discrete", false), ("continuous", true)])?
-                && prediction_type == PredictionType::VPrediction,
-            interpolation: self.one_of(
-                "interpolation_type",
-                &[("linear", Interpolation::Linear), ("log_linear", Interpolation::LogLinear)],
-            )?,
-            lambda_min: self.number("lambda_min_clipped")?,
-            sigma_min: self.sigma("sigma_min")?,
-            sigma_max: self.sigma("sigma_max")?,
-            clip: clips.then_some(clip_range),
-            lower_order_final: self.flag("lower_order_final")?,
-            euler_at_final: self.flag("euler_at_final")?,
-            // diffusers takes the names of its other solvers for bh2 here.
-            bh: if self.setting("solver_type") == Setting::Text("bh1".to_owned()) { Bh::One } else { Bh::Two },
-            aligned: self.config.aligned,
-            sigmas: Vec::new(),
-        };
-        options.check()?;
-        Ok(options)
-    }
-
-    /// What the file says, or what this class takes where it does not.
-    fn setting(self, name: &str) -> Setting {
-        let key = Key::named(name);
-        let chosen = self.config.own_sampler() != Ok(self.class);
-        let is_read = if chosen { key.is_read_by_chosen(self.class) } else { key.is_read_by(self.class) };
-        let said = self.config.settings.get(name).filter(|_| is_read);
-        let default = key.when_chosen.filter(|_| chosen).unwrap_or_else(|| key.default_of(self.class));
-        said.cloned().unwrap_or_else(|| default.into())
-    }
-
-    fn flag(self, name: &str) -> Result<bool, String> {
-        match self.setting(name) {
-            Setting::Flag(flag) => Ok(flag),
-            other => Err(format!("{name} is {other}; true or false is needed")),
+    fn check_bound(&self) -> Result<(), String> {
+        match self.bound {
+            Bound::None => Ok(()),
+            Bound::Range(range) if range > 0.0 && range.is_finite() => Ok(()),
+            Bound::Range(range) => Err(format!("clip_sample_range is {range}; a number above 0 is needed")),
+            Bound::Dynamic { ratio, .. } if !(0.0..=1.0).contains(&ratio) => {
+                Err(format!("dynamic_thresholding_ratio is {ratio}; 0 to 1 is supported"))
+            }
+            Bound::Dynamic { most, .. } if !(most > 0.0 && most.is_finite()) => {
+                Err(format!("sample_max_value is {most}; a number above 0 is needed"))
+            }
+            Bound::Dynamic { .. } => Ok(()),
         }
     }
 
-    fn number(self, name: &str) -> Result<f64, String> {
-        match self.setting(name) {
-            Setting::Number(number) => Ok(number),
-            other => Err(format!("{name} is {other}; a number is needed")),
+    /// Takes from the options of the sampler's own class what is not a matter of levels.
+    pub(super) fn take_rule_of(&mut self, own: Self) {
+        self.bound = own.bound;
+        self.variance = own.variance;
+        self.original_steps = own.original_steps;
+        self.timestep_scaling = own.timestep_scaling;
+        self.eta = own.eta;
+    }
+
+    /// Refuses what diffusers refuses, or has no formula for.
+    fn check_solver(&self) -> Result<(), String> {
+        let Solver { algorithm, order, .. } = self.solver;
+        let name = algorithm.name();
+        if !algorithm.is_of_x0() && self.final_sigmas == FinalSigmas::Zero {
+            return Err(format!("algorithm_type is {name:?} with final_sigmas_type \"zero\"; it needs \"sigma_min\""));
         }
-    }
-
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be whole and small")]
-    fn whole(self, name: &str) -> Result<usize, String> {
-        let number = self.number(name)?;
-        if number.fract() != 0.0 || !(0.0..=MAX_TIMESTEPS as f64).contains(&number) {
-            return Err(format!("{name} is {number}; a whole number from 0 to {MAX_TIMESTEPS} is needed"));
+        let single = self.sampler == SamplerKind::DpmSingle;
+        if single && algorithm == Algorithm::SdeDpmSolver {
+            return Err(format!("algorithm_type is {name:?}, which DPMSolverSinglestepScheduler does not take"));
         }
-        Ok(number as usize)
-    }
-
-    fn sigma(self, name: &str) -> Result<Option<f64>, String> {
-        match self.setting(name) {
-            Setting::Null => Ok(None),
-            Setting::Number(sigma) if sigma > 0.0 && sigma.is_finite() => Ok(Some(sigma)),
-            other => Err(format!("{name} is {other}; a number above 0 is needed")),
+        if single && algorithm == Algorithm::DpmSolver && matches!(self.bound, Bound::Dynamic { .. }) {
+            return Err(format!("thresholding is true with algorithm_type {name:?}; only false is supported"));
         }
-    }
-
-    fn one_of<T: Copy>(self, name: &str, choices: &[(&str, T)]) -> Result<T, String> {
-        let setting = self.setting(name);
-        let chosen = choices.iter().find(|(choice, _)| matches!(&setting, Setting::Text(text) if text == choice));
-        chosen.map(|(_, value)| *value).ok_or_else(|| {
-            let allowed: Vec<&str> = choices.iter().map(|(choice, _)| *choice).collect();
-            format!("{name} is {setting}; supported are {}", allowed.join(", "))
-        })
-    }
-
-    fn prediction_type(self) -> Result<PredictionType, String> {
-        // The last is an old name, which diffusers' Euler alone still knows.
-        let choices = [
-            ("epsilon", PredictionType::Epsilon),
-            ("v_prediction", PredictionType::VPrediction),
-            ("sample", PredictionType::Sample),
-            ("original_sample", PredictionType::Sample),
-        ];
-        self.one_of("prediction_type", if self.class == SamplerKind::Euler { &choices } else { &choices[..3] })
-    }
-
-    fn beta_schedule(self) -> Result<BetaSchedule, String> {
-        let choices = [
-            ("linear", BetaSchedule::Linear),
-            ("scaled_linear", BetaSchedule::ScaledLinear),
-            ("squaredcos_cap_v2", BetaSchedule::SquaredcosCapV2),
-            ("exp", BetaSchedule::Exponential),
-        ];
-        self.one_of("beta_schedule", if self.class == SamplerKind::Heun { &choices } else { &choices[..3] })
-    }
-
-    fn trained_betas(self) -> Result<Option<Vec<f64>>, String> {
-        match self.setting("trained_betas") {
-            Setting::Null => Ok(None),
-            Setting::Numbers(betas) => Ok(Some(betas)),
-            other => Err(format!("trained_betas is {other}; a list of numbers is needed")),
+        let has_third_order =
+            !(algorithm == Algorithm::SdeDpmSolver || self.edm.is_some() && algorithm.is_stochastic());
+        if order == 3 && !has_third_order {
+            return Err(format!("solver_order is 3 with algorithm_type {name:?}; 1 and 2 are supported"));
         }
+        Ok(())
+    }
+
+    /// The options with how much noise a request asks of each step.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidParameter`](crate::Error::InvalidParameter) for samplers that have no such choice.
+    pub fn with_eta(mut self, eta: Option<f64>) -> Result<Self> {
+        let Some(eta) = eta else { return Ok(self) };
+        self.sampler.check_eta(eta)?;
+        self.eta = eta;
+        Ok(self)
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns every named spacing, a few lines each. Next: `schedule` finds their timesteps, and where the last step ends.
 
-use super::{SamplerKind, SchedulerOptions, SpacingKind, beta::beta_quantile};
+use super::{SamplerKind, SchedulerOptions, SpacingKind, beta::beta_quantile, config::STEPS};
 use crate::{Error, Result};
 
 /// Karras et al. 2022, equation 5.
@@ -29,7 +29,7 @@ pub(super) fn spaced_sigmas(
         SpacingKind::Simple => {
             (0..steps).map(|number| training[training.len() - 1 - number * training.len() / steps]).collect()
         }
-        SpacingKind::DdimUniform => ddim_uniform(training, steps),
+        SpacingKind::DdimUniform => ddim_uniform(training, steps)?,
         _ => between_ends(options, (most, least), spaced, steps)?,
     })
 }
@@ -39,8 +39,9 @@ pub(super) fn spaced_sigmas(
 fn between_ends(options: &SchedulerOptions, all: (f64, f64), spaced: &[f64], steps: usize) -> Result<Vec<f64>> {
     let (most, least) =
         if options.sampler.is_of_dpm_solver_kind() { all } else { (spaced[0], spaced[spaced.len() - 1]) };
-    // diffusers' LMS does not read the checkpoint's here.
-    let ignores = options.sampler == SamplerKind::Lms && options.spacing == SpacingKind::Karras;
+    // diffusers' LMS and DPM-Solver SDE do not read the checkpoint's here.
+    let ignores =
+        matches!(options.sampler, SamplerKind::Lms | SamplerKind::DpmppSde) && options.spacing == SpacingKind::Karras;
     let ends = if ignores { (None, None) } else { (options.sigma_max, options.sigma_min) };
     let (most, least) = (ends.0.unwrap_or(most), ends.1.unwrap_or(least));
     if steps > 1 && most < least {
@@ -86,9 +87,15 @@ fn sgm_uniform(training: &[f64], steps: usize) -> Vec<f64> {
 }
 
 /// Every `N/n`th timestep (whole division) from the second on. There are more than `steps` where `n` does not divide `N`
-/// well, and one fewer where every timestep is a step.
-fn ddim_uniform(training: &[f64], steps: usize) -> Vec<f64> {
+/// well, and one fewer where every timestep is a step. More than a request may ask for are refused.
+fn ddim_uniform(training: &[f64], steps: usize) -> Result<Vec<f64>> {
     let mut sigmas: Vec<f64> = training.iter().skip(1).step_by((training.len() / steps).max(1)).copied().collect();
+    if sigmas.len() > *STEPS.end() {
+        let drawn = sigmas.len();
+        let message =
+            format!("is {steps}, of which ddim_uniform makes {drawn} with this model; {} are allowed", STEPS.end());
+        return Err(Error::invalid("steps", message));
+    }
     sigmas.reverse();
-    sigmas
+    Ok(sigmas)
 }

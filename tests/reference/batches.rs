@@ -80,7 +80,7 @@ fn config(sampler: SamplerKind, steps: usize) -> SamplingConfig {
 fn every_sampler_draws_the_images_of_a_request_together_as_one_by_one() {
     for name in CHECKPOINTS {
         let (pipeline, single) = (load(name, DtypeChoice::F32, "4"), load(name, DtypeChoice::F32, "auto"));
-        for sampler in SamplerKind::ALL {
+        for sampler in pipeline.model().samplers.clone() {
             let config = SamplingConfig { n: 4, ..config(sampler, 5) };
             let mut told = Told::default();
             let together = pipeline.generate(&config, &mut told).unwrap().images;
@@ -179,7 +179,7 @@ fn jobs_without_guidance_draw_together() {
 #[test]
 fn a_job_that_stops_costs_its_company_nothing() {
     let (pipeline, single) = (load("sd15", DtypeChoice::F32, "8"), load("sd15", DtypeChoice::F32, "1"));
-    for sampler in SamplerKind::ALL {
+    for sampler in pipeline.model().samplers.clone() {
         let [first, second, third] = different(sampler, 6);
         let configs = [first.clone(), second, third.clone()];
         let mut told = [Told::default(), Told { stop_after: Some(3), ..Told::default() }, Told::default()];

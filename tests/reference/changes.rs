@@ -109,7 +109,7 @@ fn unlike(pipeline: &InferencePipeline, file: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_change_is_diffusers_own() {
+pub fn every_change_is_diffusers_own() {
     let of_checkpoint = |name: &str| unlike(&pipeline(name), &format!("{name}/changes"));
     let failures: Vec<String> = CHECKPOINTS.into_iter().flat_map(of_checkpoint).collect();
     assert!(failures.is_empty(), "{failures:#?}");
@@ -127,7 +127,7 @@ fn made_for_inpainting(name: &str) -> (InferencePipeline, tempfile::TempDir) {
 }
 
 #[test]
-fn a_checkpoint_made_for_inpainting_draws_what_diffusers_draws_with_it() {
+pub fn a_checkpoint_made_for_inpainting_draws_what_diffusers_draws_with_it() {
     let of_checkpoint = |name: &str| {
         let (pipeline, _folder) = made_for_inpainting(name);
         unlike(&pipeline, &format!("{name}/inpainting"))

@@ -12,7 +12,9 @@ use std::env;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 use darkroom::{
-    models::{Added, Conditioning, DeviceChoice, DtypeChoice, ModelSource, Unet, UnetConfig, VaeDecoder, VaeEncoder},
+    models::{
+        Added, Conditioning, DeviceChoice, DtypeChoice, ModelSource, Tiling, Unet, UnetConfig, VaeDecoder, VaeEncoder,
+    },
     nn::{LoadProgress, Weights},
     pipeline::{InferencePipeline, LoadOptions},
 };
@@ -161,11 +163,11 @@ fn vaes(report: &mut Report<'_>) {
         let data = tensors(&format!("{name}/vae.safetensors"));
         let config = spec(name).vae;
         let decoder = place.with_weights(name, "vae", |weights| VaeDecoder::new(&config, weights).unwrap());
-        let decoded = decoder.decode_raw(&place.here(&data["latents"])).unwrap();
+        let decoded = decoder.decode_raw(&place.here(&data["latents"]), Tiling::Off).unwrap();
         report.add(name, "vae", "decoded", &decoded, &data["decoded"]);
         let encoder = place.with_weights(name, "vae", |weights| VaeEncoder::new(&config, weights).unwrap());
         for kind in ["", "odd_"] {
-            let found = encoder.encode(&place.here(&data[&format!("{kind}image")])).unwrap();
+            let found = encoder.encode(&place.here(&data[&format!("{kind}image")]), Tiling::Off).unwrap();
             for (part, found) in [("mean", found.mean), ("logvar", found.log_variance)] {
                 let key = format!("{kind}encoded_{part}");
                 report.add(name, "vae", &key, &found, &data[&key]);

@@ -1,5 +1,6 @@
 //! darkroom's numbers against diffusers' and torch's, which `make.py` beside this file wrote down.
 
+mod accelerator;
 mod batches;
 mod changes;
 mod device;
@@ -7,6 +8,8 @@ mod networks;
 mod pictures;
 mod prompts;
 mod published;
+mod rules;
 mod sampling;
+mod strips;
 mod support;
 mod tokenizing;

@@ -20,6 +20,7 @@ import options
 import pictures
 import pocket
 import prompts
+import rules
 import scheduler_keys
 import schedules
 import spacings
@@ -77,6 +78,7 @@ def main():
     parts["noise"] = lambda: noise.write_noise(DATA / "noise.safetensors")
     parts["changes"] = write_all_changes
     parts["prompts"] = write_all_prompts
+    parts["rules"] = lambda: rules.write_rules(expected.load("sd15", DATA / "sd15" / "model"), DATA / "sd15")
     parts["pocket"] = lambda: pocket.write_pocket(DATA / "pocket")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("part", nargs="*", help=f"what to write, everything by default: {', '.join(parts)}")

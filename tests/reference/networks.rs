@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, IndexOp, Tensor};
 use darkroom::{
     models::{
-        Added, Checkpoint, Conditioning, ModelSource, ModelSpec, PromptTokenizer, TextWindow, Unet, UnetConfig,
+        Added, Checkpoint, Conditioning, ModelSource, ModelSpec, PromptTokenizer, TextWindow, Tiling, Unet, UnetConfig,
         VaeDecoder, VaeEncoder,
     },
     nn::{LoadProgress, Weights},
@@ -54,7 +54,7 @@ fn prompts_become_the_ids_that_transformers_gives() {
 }
 
 #[test]
-fn text_is_encoded_as_diffusers_does() {
+pub fn text_is_encoded_as_diffusers_does() {
     for name in CHECKPOINTS {
         let pipeline = pipeline(name);
         let wanted = tensors(&format!("{name}/text.safetensors"));
@@ -76,7 +76,7 @@ fn text_is_encoded_as_diffusers_does() {
 }
 
 #[test]
-fn unets_give_what_diffusers_gives_at_whole_and_fractional_timesteps_and_odd_sizes() {
+pub fn unets_give_what_diffusers_gives_at_whole_and_fractional_timesteps_and_odd_sizes() {
     for name in CHECKPOINTS {
         let unet = with_weights(name, "unet", |weights| Unet::new(&spec(name).unet, weights).unwrap());
         let data = tensors(&format!("{name}/unet.safetensors"));
@@ -102,7 +102,7 @@ fn unets_give_what_diffusers_gives_at_whole_and_fractional_timesteps_and_odd_siz
 }
 
 #[test]
-fn unets_in_the_layouts_of_distilled_models_give_what_diffusers_gives() {
+pub fn unets_in_the_layouts_of_distilled_models_give_what_diffusers_gives() {
     for name in ["layouts/nested", "layouts/plain_middle", "layouts/no_middle"] {
         let config = UnetConfig::read(&checkpoint(name)).unwrap();
         let unet = with_weights(name, "unet", |weights| Unet::new(&config, weights).unwrap());
@@ -117,7 +117,7 @@ fn unets_in_the_layouts_of_distilled_models_give_what_diffusers_gives() {
 }
 
 #[test]
-fn a_unet_draws_latents_once_for_several_texts_as_it_draws_them_repeated() {
+pub fn a_unet_draws_latents_once_for_several_texts_as_it_draws_them_repeated() {
     for name in CHECKPOINTS {
         let unet = with_weights(name, "unet", |weights| Unet::new(&spec(name).unet, weights).unwrap());
         let data = tensors(&format!("{name}/unet.safetensors"));
@@ -139,17 +139,17 @@ fn a_unet_draws_latents_once_for_several_texts_as_it_draws_them_repeated() {
 }
 
 #[test]
-fn vaes_decode_as_diffusers_does() {
+pub fn vaes_decode_as_diffusers_does() {
     for name in CHECKPOINTS {
         let vae = with_weights(name, "vae", |weights| VaeDecoder::new(&spec(name).vae, weights).unwrap());
         let data = tensors(&format!("{name}/vae.safetensors"));
-        let error = relative_error(&vae.decode_raw(&data["latents"]).unwrap(), &data["decoded"]);
+        let error = relative_error(&vae.decode_raw(&data["latents"], Tiling::Off).unwrap(), &data["decoded"]);
         assert!(error < TOLERANCE, "{name}: {error}");
     }
 }
 
 #[test]
-fn vaes_encode_as_diffusers_does_at_odd_sizes_too() {
+pub fn vaes_encode_as_diffusers_does_at_odd_sizes_too() {
     for name in CHECKPOINTS {
         let vae = with_weights(name, "vae", |weights| VaeEncoder::new(&spec(name).vae, weights).unwrap());
         check_encodings(name, &vae, TOLERANCE);
@@ -168,7 +168,7 @@ fn a_vae_encodes_through_the_tensor_library_as_through_the_kernels() {
 fn check_encodings(name: &str, vae: &VaeEncoder, tolerance: f32) {
     let data = tensors(&format!("{name}/vae.safetensors"));
     for kind in ["", "odd_"] {
-        let found = vae.encode(&data[&format!("{kind}image")]).unwrap();
+        let found = vae.encode(&data[&format!("{kind}image")], Tiling::Off).unwrap();
         for (part, found) in [("mean", found.mean), ("logvar", found.log_variance)] {
             let error = relative_error(&found, &data[&format!("{kind}encoded_{part}")]);
             assert!(error < tolerance, "{name}, {kind}image, {part}: {error}");
@@ -180,7 +180,7 @@ fn check_encodings(name: &str, vae: &VaeEncoder, tolerance: f32) {
 fn a_picture_without_a_whole_latent_is_not_encoded() {
     let vae = with_weights("sd15", "vae", |weights| VaeEncoder::new(&spec("sd15").vae, weights).unwrap());
     let thin = Tensor::zeros((1, 3, 64, 7), DType::F32, &Device::Cpu).unwrap();
-    let message = vae.encode(&thin).unwrap_err().to_string();
+    let message = vae.encode(&thin, Tiling::Off).unwrap_err().to_string();
     assert_eq!(message, "image: 7 by 64 pixels are too few; at least 8 a side are needed");
 }
 

@@ -6,7 +6,7 @@ import torch
 import loops
 from checkpoints import write_compact, write_tensors
 from expected import PROMPTS, encode, is_xl
-from samplers import CLASSES, FIRST, scheduler
+from samplers import FIRST, PICTURED, scheduler
 
 OWN = {"PNDMScheduler": "pndm", "DDIMScheduler": "ddim", "EulerDiscreteScheduler": "euler"}
 USUAL = {
@@ -42,10 +42,10 @@ def cases(pipe, config):
         ("one_step", {"sampler": own, "steps": 1}),
         ("two_steps", {"sampler": "pndm", "steps": 2}),
     ]
-    for sampler in CLASSES:
+    for sampler in PICTURED:
         # diffusers' own DPM-Solver-2 would look half way from an almost infinite σ, where darkroom looks once.
         plain = config.get("rescale_betas_zero_snr") and sampler.startswith("dpm_2")
-        if sampler not in FIRST and not plain:
+        if not plain:
             found.append((f"{sampler}.checkpoint", {"sampler": sampler}))
     return [(name, {**USUAL, **case}) for name, case in found]
 

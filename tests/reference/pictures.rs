@@ -73,13 +73,19 @@ impl Case {
     }
 }
 
-fn draw(pipeline: &InferencePipeline, config: &SamplingConfig) -> Vec<u8> {
+/// A checkpoint's cases: their names and what they ask for.
+pub fn cases(name: &str) -> Vec<(String, SamplingConfig)> {
+    let cases: Vec<Case> = json(&format!("{name}/pictures.json"));
+    cases.into_iter().map(|case| (case.name.clone(), case.config())).collect()
+}
+
+pub fn draw(pipeline: &InferencePipeline, config: &SamplingConfig) -> Vec<u8> {
     let mut generated = pipeline.generate(config, &mut Unwatched).unwrap();
     generated.images.remove(0).into_rgb8().into_raw()
 }
 
 #[test]
-fn every_sampler_and_option_draws_diffusers_picture() {
+pub fn every_sampler_and_option_draws_diffusers_picture() {
     let mut failures = Vec::new();
     for name in CHECKPOINTS {
         let pipeline = pipeline(name);
@@ -146,7 +152,7 @@ struct PocketPicture {
 }
 
 #[test]
-fn the_bundled_model_draws_what_diffusers_draws_with_it() {
+pub fn the_bundled_model_draws_what_diffusers_draws_with_it() {
     let pipeline = load(ModelSource::Bundled);
     let pocket: Pocket = json("pocket/pocket.json");
     assert!(pocket.pictures.len() >= 6);

@@ -1,20 +1,33 @@
 """The samplers by darkroom's names, and the diffusers classes that they are compared with."""
 
+import sys
+import types
+
 import torch
+
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     KDPM2AncestralDiscreteScheduler,
     KDPM2DiscreteScheduler,
+    LCMScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
+    TCDScheduler,
     UniPCMultistepScheduler,
 )
+
+# DPMSolverSDEScheduler draws its noise by torchsde, which the comparison replaces: see `options.py`.
+sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))
+from diffusers.schedulers.scheduling_dpmsolver_sde import DPMSolverSDEScheduler  # noqa: E402
 
 CLASSES = {
     "ddim": DDIMScheduler,
@@ -29,7 +42,15 @@ CLASSES = {
     "uni_pc": UniPCMultistepScheduler,
     "deis": DEISMultistepScheduler,
     "ddpm": DDPMScheduler,
+    "dpmpp_sde": DPMSolverSDEScheduler,
+    "dpm_single": DPMSolverSinglestepScheduler,
+    "lcm": LCMScheduler,
+    "tcd": TCDScheduler,
+    "edm_euler": EDMEulerScheduler,
+    "edm_dpmpp_2m": EDMDPMSolverMultistepScheduler,
 }
+# Those that whole pictures of every checkpoint are compared of, besides the first.
+PICTURED = ("dpm_2", "dpm_2_ancestral", "lms", "uni_pc", "deis", "ddpm")
 # Those that schedules, changed pictures and Karras' pictures are compared of; `options.py` has whole drawings of all.
 FIRST = ("ddim", "pndm", "euler", "euler_ancestral", "heun", "dpmpp_2m")
 # What diffusers itself can space as Karras et al. do, eq. 5 of arXiv:2206.00364.

@@ -32,8 +32,7 @@ pub(super) fn dpm_2_ancestral(x: &Tensor, denoised: Tensor, step: &Step, asked: 
     if to == 0.0 {
         return Ok(Stepped { latents, denoised });
     }
-    let fresh = noise.like(x)?;
-    let latents = (latents + (fresh * (signal_share(to) * up))?)?;
+    let latents = (latents + (noise.like(x)? * (signal_share(to) * up))?)?;
     Ok(Stepped { latents, denoised })
 }
 

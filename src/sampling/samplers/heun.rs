@@ -3,24 +3,20 @@
 use candle_core::Tensor;
 
 use super::{
-    super::{level::signal_share, schedule::Step},
+    super::{Bound, level::signal_share, schedule::Step},
     Asked, Stepped,
     ddim::transfer,
 };
 use crate::Result;
 
-/// Karras et al. 2022, algorithm 1: the mean of the slopes at both ends, to x₀ within ± `clip`.
-pub(super) fn heun(x: &Tensor, denoised: Tensor, step: &Step, asked: Asked<'_>, clip: Option<f64>) -> Result<Stepped> {
+/// Karras et al. 2022, algorithm 1: the mean of the slopes at both ends, to x₀ within `bound`.
+pub(super) fn heun(x: &Tensor, denoised: Tensor, step: &Step, asked: Asked<'_>, bound: Bound) -> Result<Stepped> {
     let (from, to) = (step.level.sigma, step.next_sigma);
-    let clipped = |denoised: Tensor| match clip {
-        Some(range) => denoised.clamp(-range, range),
-        None => Ok(denoised),
-    };
-    let denoised = clipped(denoised)?;
+    let denoised = bound.of(denoised)?;
     let predicted = transfer(x, &denoised, from, to)?;
     let Some(second) = step.second else { return Ok(Stepped { latents: predicted, denoised }) };
     let predicted = (asked.between)(predicted, second.level)?;
-    let again = clipped((asked.denoise)(&predicted, second.level)?)?;
+    let again = bound.of((asked.denoise)(&predicted, second.level)?)?;
     let half = (to - from) / 2.0;
     let signal = signal_share(to);
     let first_slope = ((x * (signal / signal_share(from)))? - (&denoised * signal)?)?;

@@ -1,27 +1,39 @@
 //! The update rules: from latents at one noise level to latents at the next.
 //!
 //! Each rule sees the network only as `(x, level) → x₀`, and latents at total variance 1. A sampler is built fresh for
-//! each batch of images and keeps their history.
+//! each batch of images and keeps their history. The file is a little long: it names every rule, and half are tests.
 
 mod ddim;
 mod deis;
 mod dpm_2;
-mod dpmpp_2m;
+mod dpm_multi;
+mod dpm_single;
+mod dpm_solver;
+mod dpmpp_2s_ancestral;
+mod dpmpp_3m_sde;
+mod dpmpp_sde;
 mod euler_ancestral;
 mod heun;
+mod lcm;
 mod lms;
 mod pndm;
+mod tcd;
 mod uni_pc;
 
 use candle_core::Tensor;
 
 use super::{
-    BatchNoise, FinalSigmas, PredictionType, SamplerKind, Schedule, SchedulerOptions,
+    BatchNoise, Bound, FinalSigmas, SamplerKind, Schedule, SchedulerOptions, Variance,
     schedule::{Level, Step},
     select,
 };
 use crate::Result;
 use ddim::transfer;
+use dpm_multi::Multistep;
+use dpm_single::Single;
+use dpm_solver::Orders;
+use pndm::Pndm;
+use tcd::Tcd;
 use uni_pc::UniPc;
 
 /// Denoises latents: `(x, level) → x₀`, all `(b, c, h, w)` in f32.
@@ -42,30 +54,32 @@ pub struct Asked<'a> {
     pub noise: &'a mut BatchNoise,
 }
 
-/// How many steps or more make DPM-Solver++'s last step of second order, where it does not end at σ = 0.
-const DPM_SOLVER_LONG: usize = 15;
-
 /// One update rule with its history.
 #[derive(Debug)]
 pub struct Sampler {
     rule: Rule,
-    prediction: PredictionType,
 }
 
 #[derive(Debug)]
 enum Rule {
-    Ddim { clip: Option<f64> },
-    Pndm { outputs: Vec<Tensor> },
+    Ddim { bound: Bound, eta: f64 },
+    Pndm(Pndm),
     Euler,
     EulerAncestral,
-    Heun { clip: Option<f64> },
-    Dpmpp2m { previous: Option<(Tensor, f64)>, steps_left: usize, last_is_first_order: bool },
+    Heun { bound: Bound },
+    Multistep(Multistep),
     Dpm2,
     Dpm2Ancestral,
     Lms { slopes: Vec<(Tensor, f64)> },
     UniPc(UniPc),
-    Deis { previous: Option<(Tensor, f64)>, steps_left: usize, last_is_first_order: bool },
-    Ddpm { clip: Option<f64> },
+    Deis { bound: Bound, orders: Orders, slopes: Vec<(Tensor, f64)> },
+    Ddpm { bound: Bound, variance: Variance },
+    Dpmpp2sAncestral,
+    DpmppSde,
+    Dpmpp3mSde { outputs: Vec<(Tensor, f64)> },
+    Single(Single),
+    Lcm { bound: Bound, scaling: f64 },
+    Tcd(Tcd),
 }
 
 /// What a step gives.
@@ -81,28 +95,38 @@ impl Sampler {
     /// A sampler for a batch of images, all drawn along `schedule`.
     #[must_use]
     pub fn new(options: &SchedulerOptions, schedule: &Schedule) -> Self {
-        let steps = schedule.steps.len();
-        let last_is_first_order = options.euler_at_final
-            || options.final_sigmas == FinalSigmas::Zero
-            || (options.lower_order_final && schedule.whole < DPM_SOLVER_LONG);
+        let (steps, whole) = (schedule.steps.len(), schedule.whole);
+        let bound = options.bound;
+        let orders = || Orders::new(&options.solver, steps, whole, options.final_sigmas == FinalSigmas::Zero);
         let rule = match options.sampler {
-            SamplerKind::Ddim => Rule::Ddim { clip: options.clip },
-            SamplerKind::Pndm => Rule::Pndm { outputs: Vec::new() },
-            SamplerKind::Euler => Rule::Euler,
+            SamplerKind::Ddim => Rule::Ddim { bound, eta: options.eta },
+            SamplerKind::Pndm => {
+                let ends = if options.runge_kutta_start { schedule.ends_of_second_looks() } else { Vec::new() };
+                Rule::Pndm(Pndm::new(options.prediction_type, ends))
+            }
+            SamplerKind::Euler | SamplerKind::EdmEuler => Rule::Euler,
             SamplerKind::EulerAncestral => Rule::EulerAncestral,
-            SamplerKind::Heun => Rule::Heun { clip: options.clip },
-            SamplerKind::Dpmpp2m => Rule::Dpmpp2m { previous: None, steps_left: steps, last_is_first_order },
+            SamplerKind::Heun => Rule::Heun { bound },
+            SamplerKind::Dpmpp2m | SamplerKind::Dpmpp2mSde | SamplerKind::EdmDpmpp2m => {
+                Rule::Multistep(Multistep::new(options.solver.clone(), bound, orders()))
+            }
             SamplerKind::Dpm2 => Rule::Dpm2,
             SamplerKind::Dpm2Ancestral => Rule::Dpm2Ancestral,
             SamplerKind::Lms => Rule::Lms { slopes: Vec::new() },
-            SamplerKind::UniPc => Rule::UniPc(UniPc::new(options.bh, steps, options.lower_order_final)),
-            SamplerKind::Deis => Rule::Deis { previous: None, steps_left: steps, last_is_first_order },
-            SamplerKind::Ddpm => Rule::Ddpm { clip: options.clip },
+            SamplerKind::UniPc => Rule::UniPc(UniPc::new(options, steps, whole)),
+            SamplerKind::Deis => Rule::Deis { bound, orders: orders(), slopes: Vec::new() },
+            SamplerKind::Ddpm => Rule::Ddpm { bound, variance: options.variance },
+            SamplerKind::Dpmpp2sAncestral => Rule::Dpmpp2sAncestral,
+            SamplerKind::DpmppSde => Rule::DpmppSde,
+            SamplerKind::Dpmpp3mSde => Rule::Dpmpp3mSde { outputs: Vec::new() },
+            SamplerKind::DpmSingle => Rule::Single(Single::new(options, steps, whole)),
+            SamplerKind::Lcm => Rule::Lcm { bound, scaling: options.timestep_scaling },
+            SamplerKind::Tcd => Rule::Tcd(Tcd::new(options, schedule)),
         };
-        Self { rule, prediction: options.prediction_type }
+        Self { rule }
     }
 
-    /// Takes one step from latents `x`, asking the network once or twice.
+    /// Takes one step from latents `x`, asking the network once or more often.
     ///
     /// # Errors
     ///
@@ -110,43 +134,43 @@ impl Sampler {
     pub fn step(&mut self, x: &Tensor, step: &Step, asked: Asked<'_>) -> Result<Stepped> {
         let denoised = (asked.denoise)(x, step.level)?;
         let (from, to) = (step.level.sigma, step.next_sigma);
-        match &mut self.rule {
-            Rule::Ddim { clip } => {
-                let latents = ddim::ddim(x, &denoised, from, to, *clip)?;
-                Ok(Stepped { latents, denoised })
+        let ends = (from, to);
+        let latents = match &mut self.rule {
+            // These look at the network again.
+            Rule::Heun { bound } => return heun::heun(x, denoised, step, asked, *bound),
+            Rule::Pndm(rule) => return rule.step(x, &denoised, step, asked),
+            Rule::Dpm2 => return dpm_2::dpm_2(x, denoised, step, asked),
+            Rule::Dpm2Ancestral => return dpm_2::dpm_2_ancestral(x, denoised, step, asked),
+            Rule::Dpmpp2sAncestral => {
+                return dpmpp_2s_ancestral::dpmpp_2s_ancestral(x, denoised, step, asked);
             }
-            Rule::Euler => Ok(Stepped { latents: transfer(x, &denoised, from, to)?, denoised }),
-            Rule::EulerAncestral => {
-                let latents = euler_ancestral::euler_ancestral(x, &denoised, from, to, asked.noise)?;
-                Ok(Stepped { latents, denoised })
+            Rule::DpmppSde => return dpmpp_sde::dpmpp_sde(x, denoised, step, asked),
+            Rule::Ddim { bound, eta } => ddim::ddim(x, &denoised, ends, *bound, *eta, asked.noise)?,
+            Rule::Euler => transfer(x, &denoised, from, to)?,
+            Rule::EulerAncestral => euler_ancestral::euler_ancestral(x, &denoised, from, to, asked.noise)?,
+            Rule::Multistep(rule) => rule.step(x, &denoised, ends, asked.noise)?,
+            Rule::Single(rule) => rule.step(x, &denoised, ends, asked.noise)?,
+            Rule::Lms { slopes } => lms::lms(x, &denoised, from, to, slopes)?,
+            Rule::UniPc(rule) => rule.step(x, &denoised, from, to)?,
+            Rule::Deis { bound, orders, slopes } => {
+                remember(slopes, deis::slope(x, &bound.of(denoised.clone())?, from)?, from);
+                deis::deis(x, &slopes[..orders.next()], from, to)?
             }
-            Rule::Heun { clip } => heun::heun(x, denoised, step, asked, *clip),
-            Rule::Pndm { outputs } => pndm::pndm(x, &denoised, step, asked, outputs, self.prediction),
-            Rule::Dpmpp2m { previous, steps_left, last_is_first_order } => {
-                *steps_left = steps_left.saturating_sub(1);
-                let first_order = *steps_left == 0 && *last_is_first_order;
-                let history = if first_order { None } else { previous.take() };
-                let latents = dpmpp_2m::dpmpp_2m(x, &denoised, from, to, history)?;
-                *previous = Some((denoised.clone(), from));
-                Ok(Stepped { latents, denoised })
+            Rule::Ddpm { bound, variance } => {
+                let denoised = bound.of(denoised.clone())?;
+                euler_ancestral::ddpm(x, &denoised, step, *variance, asked.noise)?
             }
-            Rule::Dpm2 => dpm_2::dpm_2(x, denoised, step, asked),
-            Rule::Dpm2Ancestral => dpm_2::dpm_2_ancestral(x, denoised, step, asked),
-            Rule::Lms { slopes } => Ok(Stepped { latents: lms::lms(x, &denoised, from, to, slopes)?, denoised }),
-            Rule::UniPc(rule) => Ok(Stepped { latents: rule.step(x, &denoised, from, to)?, denoised }),
-            Rule::Deis { previous, steps_left, last_is_first_order } => {
-                *steps_left = steps_left.saturating_sub(1);
-                let first_order = *steps_left == 0 && *last_is_first_order;
-                let slope = deis::slope(x, &denoised, from)?;
-                let history = previous.replace((slope.clone(), from)).filter(|_| !first_order);
-                Ok(Stepped { latents: deis::deis(x, &slope, from, to, history.as_ref())?, denoised })
+            Rule::Dpmpp3mSde { outputs } => {
+                remember(outputs, denoised.clone(), from);
+                dpmpp_3m_sde::dpmpp_3m_sde(x, outputs, ends, asked.noise)?
             }
-            Rule::Ddpm { clip } => {
-                let denoised = clip.map_or(Ok(denoised.clone()), |range| denoised.clamp(-range, range))?;
-                let latents = euler_ancestral::euler_ancestral(x, &denoised, from, to, asked.noise)?;
-                Ok(Stepped { latents, denoised })
+            Rule::Lcm { bound, scaling } => {
+                let denoised = bound.of(denoised.clone())?;
+                lcm::lcm(x, &denoised, step.level, to, *scaling, asked.noise)?
             }
-        }
+            Rule::Tcd(rule) => rule.step(x, &denoised, ends, asked.noise)?,
+        };
+        Ok(Stepped { latents, denoised })
     }
 
     /// Keeps the history of the images at `kept` of the batch, in that order.
@@ -172,15 +196,29 @@ impl Rule {
             | Self::Heun { .. }
             | Self::Dpm2
             | Self::Dpm2Ancestral
-            | Self::Ddpm { .. } => Vec::new(),
-            Self::Pndm { outputs } => outputs.iter_mut().collect(),
-            Self::Dpmpp2m { previous, .. } | Self::Deis { previous, .. } => {
-                previous.iter_mut().map(|(tensor, _)| tensor).collect()
+            | Self::Ddpm { .. }
+            | Self::Dpmpp2sAncestral
+            | Self::DpmppSde
+            | Self::Lcm { .. }
+            | Self::Tcd(_) => Vec::new(),
+            Self::Pndm(rule) => rule.outputs.iter_mut().collect(),
+            Self::Multistep(rule) => rule.outputs.iter_mut().map(|(tensor, _)| tensor).collect(),
+            Self::Lms { slopes: outputs } | Self::Deis { slopes: outputs, .. } | Self::Dpmpp3mSde { outputs } => {
+                outputs.iter_mut().map(|(tensor, _)| tensor).collect()
             }
-            Self::Lms { slopes } => slopes.iter_mut().map(|(tensor, _)| tensor).collect(),
             Self::UniPc(rule) => rule.history(),
+            Self::Single(rule) => rule.history(),
         }
     }
+}
+
+/// How many of the last outputs a rule of third order keeps.
+const THREE: usize = 3;
+
+/// Puts what the network gave at σ before the older ones.
+fn remember(outputs: &mut Vec<(Tensor, f64)>, output: Tensor, sigma: f64) {
+    outputs.insert(0, (output, sigma));
+    outputs.truncate(THREE);
 }
 
 #[cfg(test)]
@@ -255,7 +293,9 @@ mod tests {
     #[test]
     fn an_image_is_what_it_is_alone_whoever_leaves_its_batch() {
         let config: SchedulerConfig = serde_json::from_str(r#"{"steps_offset": 1}"#).unwrap();
+        let edm: SchedulerConfig = serde_json::from_str(r#"{"_class_name": "EDMEulerScheduler"}"#).unwrap();
         for kind in SamplerKind::ALL {
+            let config = if kind.is_edm() { &edm } else { &config };
             let options = config.options(kind, SpacingKind::Checkpoint).unwrap();
             let schedule = Schedule::new(&options, 9).unwrap();
             let mut together = Batch::new(&options, &schedule, &[1, 2, 3, 4]);
@@ -275,13 +315,15 @@ mod tests {
         }
     }
 
-    fn adds_noise(kind: SamplerKind) -> bool {
-        matches!(kind, SamplerKind::EulerAncestral | SamplerKind::Dpm2Ancestral | SamplerKind::Ddpm)
+    /// Those that draw this picture by the ODE: the others add noise, or are for other networks.
+    fn solves_the_ode(kind: SamplerKind) -> bool {
+        use SamplerKind::{Ddim, Deis, Dpm2, DpmSingle, Dpmpp2m, Euler, Heun, Lms, Pndm, UniPc};
+        [Ddim, Deis, Dpm2, DpmSingle, Dpmpp2m, Euler, Heun, Lms, Pndm, UniPc].contains(&kind)
     }
 
     #[test]
     fn every_deterministic_rule_converges_to_the_exact_solution() {
-        for kind in SamplerKind::ALL.into_iter().filter(|kind| !adds_noise(*kind)) {
+        for kind in SamplerKind::ALL.into_iter().filter(|kind| solves_the_ode(*kind)) {
             for spacing in SpacingKind::ALL {
                 let (few, many) = (draw(kind, spacing, 10), draw(kind, spacing, 100));
                 let error = |x: f32| (x - 0.5).abs();

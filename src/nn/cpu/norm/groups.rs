@@ -10,13 +10,41 @@ use crate::nn::cpu::{
 };
 
 /// What each channel of an image is multiplied with and then has added, in f32.
+#[derive(Debug)]
 pub struct Factors {
     pub scale: Vec<f32>,
     pub shift: Vec<f32>,
 }
 
+/// How the values of a group are spread.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Moments {
+    pub count: f64,
+    pub mean: f64,
+    /// The sum of squares about the mean.
+    pub squares: f64,
+}
+
+impl Moments {
+    /// Those of both groups' values together (Chan et al. 1983).
+    pub fn and(self, other: Self) -> Self {
+        let (count, apart) = (self.count + other.count, other.mean - self.mean);
+        let share = other.count / count;
+        Self {
+            count,
+            mean: self.mean + apart * share,
+            squares: self.squares + other.squares + apart * apart * self.count * share,
+        }
+    }
+}
+
 /// The factors that normalise each image's groups of channels.
 pub fn group_factors<E: Element>(isa: Isa, maps: &NormalMaps<'_, E>) -> Vec<Factors> {
+    group_moments(isa, maps).iter().map(|moments| factors(moments, maps.affine)).collect()
+}
+
+/// How each image's groups of channels are spread.
+pub fn group_moments<E: Element>(isa: Isa, maps: &NormalMaps<'_, E>) -> Vec<Vec<Moments>> {
     let NormalMaps { data, groups, affine, .. } = *maps;
     let (pixels, channels) = (maps.pixels(), maps.channels());
     assert!(data.len() == maps.images() * pixels * channels, "maps are whole");
@@ -24,7 +52,7 @@ pub fn group_factors<E: Element>(isa: Isa, maps: &NormalMaps<'_, E>) -> Vec<Fact
     let of_image = |image: &[E]| {
         let origin: Vec<f32> = image[..channels].iter().map(|x| x.widen()).collect();
         let parts: Vec<Sums> = image.par_chunks(ROWS * channels).map(|rows| sums(isa, rows, &origin)).collect();
-        factors(&parts, &origin, pixels, groups, affine)
+        moments(&parts, &origin, pixels, groups)
     };
     data.par_chunks(pixels * channels).map(of_image).collect()
 }
@@ -111,28 +139,37 @@ unsafe fn add_columns<E: Element, L: Lanes, const V: usize>(
     }
 }
 
-/// What each channel is multiplied with and has added. The variance is found about each channel's first value and then
-/// moved to the mean (Chan et al. 1983), so that a mean far from zero costs no digits.
-#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "f32 is what maps are in")]
-fn factors(parts: &[Sums], origin: &[f32], pixels: usize, groups: usize, affine: Affine<'_>) -> Factors {
-    let channels = origin.len();
-    let width = channels / groups;
+/// How each group is spread. The variance is found about each channel's first value and then moved to the mean (Chan et
+/// al. 1983), so that a mean far from zero costs no digits.
+#[expect(clippy::cast_precision_loss, reason = "a map has fewer than 2^52 pixels")]
+fn moments(parts: &[Sums], origin: &[f32], pixels: usize, groups: usize) -> Vec<Moments> {
+    let width = origin.len() / groups;
     let count = pixels as f64;
     let sum =
         |of: fn(&Sums) -> &Vec<f32>, channel: usize| parts.iter().map(|part| f64::from(of(part)[channel])).sum::<f64>();
-    let mut scale = vec![0.0; channels];
-    let mut shift = vec![0.0; channels];
-    for group in 0..groups {
-        let members = group * width..(group + 1) * width;
-        let moments = members.clone().map(|channel| {
+    let of_group = |group: usize| {
+        let own = (group * width..(group + 1) * width).map(|channel| {
             let (first, second) = (sum(|sums| &sums.first, channel), sum(|sums| &sums.second, channel));
             (f64::from(origin[channel]) + first / count, second - first * first / count)
         });
-        let moments: Vec<(f64, f64)> = moments.collect();
-        let mean = moments.iter().map(|(mean, _)| mean).sum::<f64>() / width as f64;
-        let squares = moments.iter().map(|(own, squares)| squares + count * (own - mean).powi(2)).sum::<f64>();
-        let deviation = (squares / (count * width as f64) + affine.epsilon).sqrt();
-        for channel in members {
+        let own: Vec<(f64, f64)> = own.collect();
+        let mean = own.iter().map(|(mean, _)| mean).sum::<f64>() / width as f64;
+        let squares = own.iter().map(|(own, squares)| squares + count * (own - mean).powi(2)).sum::<f64>();
+        Moments { count: count * width as f64, mean, squares }
+    };
+    (0..groups).map(of_group).collect()
+}
+
+/// What each channel is multiplied with and has added, so that groups of these moments become normal.
+#[expect(clippy::cast_possible_truncation, reason = "f32 is what maps are in")]
+pub fn factors(moments: &[Moments], affine: Affine<'_>) -> Factors {
+    let channels = affine.weight.len();
+    let width = channels / moments.len();
+    let mut scale = vec![0.0; channels];
+    let mut shift = vec![0.0; channels];
+    for (group, Moments { count, mean, squares }) in moments.iter().enumerate() {
+        let deviation = (squares / count + affine.epsilon).sqrt();
+        for channel in group * width..(group + 1) * width {
             let factor = f64::from(affine.weight[channel]) / deviation;
             scale[channel] = factor as f32;
             shift[channel] = (f64::from(affine.bias[channel]) - mean * factor) as f32;

@@ -2,7 +2,8 @@
 
 mod groups;
 
-pub use groups::{Factors, group_factors};
+use groups::group_moments;
+pub use groups::{Factors, Moments, factors, group_factors};
 use rayon::prelude::*;
 
 use super::{
@@ -71,8 +72,22 @@ pub fn group_norm<X: Element, E: Element>(maps: &NormalMaps<'_, X>, then: Then) 
 
 /// As [`group_norm`], with the instructions of `isa`.
 pub(super) fn group_norm_with<X: Element, E: Element>(isa: Isa, maps: &NormalMaps<'_, X>, then: Then) -> Vec<E> {
+    apply_all(isa, maps, &group_factors(isa, maps), then)
+}
+
+/// How the groups of each image are spread.
+pub fn spread<X: Element>(maps: &NormalMaps<'_, X>) -> Vec<Vec<Moments>> {
+    group_moments(Isa::detected(), maps)
+}
+
+/// As [`group_norm`], by factors that are known: those of the maps that these are rows of.
+pub fn group_norm_by<X: Element, E: Element>(maps: &NormalMaps<'_, X>, factors: &[Factors], then: Then) -> Vec<E> {
+    apply_all(Isa::detected(), maps, factors, then)
+}
+
+fn apply_all<X: Element, E: Element>(isa: Isa, maps: &NormalMaps<'_, X>, factors: &[Factors], then: Then) -> Vec<E> {
     let (x, pixels, channels) = (maps.data, maps.pixels(), maps.channels());
-    let factors = group_factors(isa, maps);
+    assert!(factors.len() == maps.images(), "each image has factors");
     filled(x.len(), |result| {
         let parts = pixels.div_ceil(ROWS);
         (0..maps.images() * parts).into_par_iter().for_each(|task| {

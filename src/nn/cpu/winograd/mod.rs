@@ -19,7 +19,7 @@ use transform::transform;
 use super::{
     element::Element,
     isa::Isa,
-    norm::{NormalMaps, group_factors},
+    norm::{Factors, NormalMaps, group_factors},
     pack::{KERNEL_TAPS, LayerSizes, PackedWeights, read_kernels},
     product::{Finish, Part, Products, Source, Spread},
     shared::filled,
@@ -133,6 +133,13 @@ fn around(rows: &Range<usize>, all: usize) -> Range<usize> {
     rows.start.saturating_sub(1)..(rows.end + 1).min(all)
 }
 
+/// What the transformed rows of a map take that there are at a time: `width` by `channels` numbers of `number_bytes` a row.
+pub const fn band_bytes(width: usize, channels: usize, number_bytes: usize) -> usize {
+    let row = width.div_ceil(SIDE) * POINTS * channels * number_bytes;
+    let fewest = (FEWEST_ROWS + 2) * row;
+    if fewest > BAND_BYTES { fewest } else { BAND_BYTES }
+}
+
 /// Maps that are normalised, with SiLU behind that, and convolved with zeros around them.
 pub fn convolve_normal<X: Element, E: Element, O: Element>(
     maps: &NormalMaps<'_, X>,
@@ -149,9 +156,28 @@ pub(super) fn convolve_normal_with<X: Element, E: Element, O: Element>(
     weights: &WinogradWeights<E>,
     finish: &Finish<'_, O>,
 ) -> Vec<O> {
+    convolve(isa, maps, &group_factors(isa, maps), weights, finish)
+}
+
+/// As [`convolve_normal`], normalised by factors that are known: those of the maps that these are rows of.
+pub fn convolve_normal_by<X: Element, E: Element, O: Element>(
+    maps: &NormalMaps<'_, X>,
+    factors: &[Factors],
+    weights: &WinogradWeights<E>,
+    finish: &Finish<'_, O>,
+) -> Vec<O> {
+    convolve(Isa::detected(), maps, factors, weights, finish)
+}
+
+fn convolve<X: Element, E: Element, O: Element>(
+    isa: Isa,
+    maps: &NormalMaps<'_, X>,
+    factors: &[Factors],
+    weights: &WinogradWeights<E>,
+    finish: &Finish<'_, O>,
+) -> Vec<O> {
     let ((height, width), channels) = (maps.size, maps.channels());
-    assert!(channels == weights.inputs(), "channels fit");
-    let factors = group_factors(isa, maps);
+    assert!(channels == weights.inputs() && factors.len() == maps.images(), "channels and images fit");
     let (rows, pairs) = (maps.images() * height, width.div_ceil(SIDE));
     let spread = Spread::Paired { width };
     let (results, outputs) = (spread.results(1, rows * pairs), weights.outputs());
@@ -162,7 +188,7 @@ pub(super) fn convolve_normal_with<X: Element, E: Element, O: Element>(
         while first < rows {
             let band = first..(first + of_band).min(rows);
             let there = around(&band, rows);
-            let data: Vec<E> = transform(isa, maps, there.clone(), &factors);
+            let data: Vec<E> = transform(isa, maps, there.clone(), factors);
             let source = Pairs { data: &data, rows: there, heights: (rows, height), width: pairs, channels };
             let parts = [Part { source: Source::Pairs(&source), weights: &weights.0, spread }];
             Products { isa, parts: &parts, finish }.write(band.start * pairs..band.end * pairs, result);
