@@ -80,9 +80,9 @@ where
         pipeline = load_shown(load) => pipeline?,
         () = &mut interrupted => return Err(GenerateError::Interrupted),
     };
-    let limits = pipeline.model().limits;
+    let (limits, pictures) = (pipeline.model().limits, pipeline.model().pictures);
     let given = given_pictures(&picture);
-    let pictures = tokio::task::spawn_blocking(move || given.decode(&limits))
+    let pictures = tokio::task::spawn_blocking(move || given.decode(&limits, pictures))
         .await
         .unwrap_or_else(|error| Err(Error::Panicked { message: format!("while a picture was read: {error}") }))?;
     let sampling = sampling_config(&picture, pipeline.model(), pictures)?;
@@ -132,7 +132,9 @@ fn draw_again(picture: &mut PictureConfig, mut recorded: Recorded) -> Result<()>
         recorded.sigmas = None;
     }
     let given = Beside { image: picture.image.is_some(), mask: picture.mask.is_some() || picture.extend.is_some() };
-    check_beside(recorded.strength.is_some(), recorded.mask_blur.is_some(), given)?;
+    // A picture that was edited has no strength.
+    let had_image = recorded.strength.is_some() || recorded.image_guidance_scale.is_some();
+    check_beside(had_image, recorded.mask_blur.is_some(), given)?;
     // Every field by its name, so that none is forgotten. Each file holds one image.
     macro_rules! fill_in {
         ($output:ident; $($field:ident),* $(,)?) => {
@@ -164,6 +166,10 @@ fn draw_again(picture: &mut PictureConfig, mut recorded: Recorded) -> Result<()>
         strength,
         mask_blur,
         inpaint_padding,
+        guidance_rescale,
+        guidance_start,
+        guidance_end,
+        image_guidance_scale,
     );
     let is_jpeg = picture.output.extension().is_some_and(|extension| {
         OutputFormat::from_extension(&extension.to_string_lossy()) == Some(OutputFormat::Jpeg)
@@ -237,6 +243,10 @@ fn sampling_config(picture: &PictureConfig, model: &ModelInfo, pictures: Samplin
         target_size: picture.target_size,
         clip_skip: picture.clip_skip.unwrap_or(0),
         eta: picture.eta,
+        guidance_rescale: picture.guidance_rescale.unwrap_or(0.0),
+        guidance_start: picture.guidance_start.unwrap_or(0.0),
+        guidance_end: picture.guidance_end.unwrap_or(1.0),
+        image_guidance_scale: picture.image_guidance_scale.or(model.pictures.image_guidance_scale()),
         ..pictures
     })
 }

@@ -535,6 +535,18 @@ pub struct PictureConfig {
     /// Stable Diffusion XL: the size that the picture is said to be meant for [default: its own]
     #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = picture_size)]
     pub target_size: Option<PictureSize>,
+    /// How far guidance is kept from overexposing, 0 to 1 [default: 0]
+    #[arg(long, value_name = "PART")]
+    pub guidance_rescale: Option<f64>,
+    /// The part of the steps before which there is no guidance, 0 to 1 [default: 0]
+    #[arg(long, value_name = "PART")]
+    pub guidance_start: Option<f64>,
+    /// The part of the steps from which on there is no guidance, 0 to 1 [default: 1]
+    #[arg(long, value_name = "PART")]
+    pub guidance_end: Option<f64>,
+    /// Models that edit pictures: how closely to follow the picture, 1 to 30 [default: 1.5]
+    #[arg(long, value_name = "SCALE")]
+    pub image_guidance_scale: Option<f64>,
     /// JPEG quality, 1 to 100 [default: 90]
     #[arg(long)]
     pub quality: Option<u8>,

@@ -64,6 +64,14 @@ pub struct DrawingParameters<'a> {
     crop: Option<CropOffset>,
     #[serde(skip_serializing_if = "Option::is_none")]
     target_size: Option<PictureSize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) guidance_rescale: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guidance_start: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guidance_end: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) image_guidance_scale: Option<f64>,
 }
 
 impl<'a> DrawingParameters<'a> {
@@ -86,7 +94,8 @@ impl<'a> DrawingParameters<'a> {
             prompt_syntax: config.prompt_syntax,
             long_prompt: config.long_prompt,
             eta: config.eta,
-            strength: config.image.is_some().then_some(config.strength),
+            // A picture that is edited is drawn from noise alone.
+            strength: config.image.as_ref().filter(|_| config.image_guidance_scale.is_none()).map(|_| config.strength),
             mask_blur: config.mask.is_some().then_some(config.mask_blur),
             inpaint_padding: config.inpaint_padding,
             prompt_2: config.prompt_2.as_deref(),
@@ -94,6 +103,10 @@ impl<'a> DrawingParameters<'a> {
             original_size: config.original_size,
             crop: config.crop,
             target_size: config.target_size,
+            guidance_rescale: Some(config.guidance_rescale).filter(|rescale| *rescale != 0.0),
+            guidance_start: Some(config.guidance_start).filter(|start| *start != 0.0),
+            guidance_end: Some(config.guidance_end).filter(|end| *end != 1.0),
+            image_guidance_scale: config.image_guidance_scale,
         }
     }
 

@@ -41,6 +41,9 @@ pub fn infotext(parameters: &DrawingParameters<'_>, model: &str, digest: Option<
         ("Eta", parameters.eta.map(|eta| eta.to_string())),
         ("Denoising strength", parameters.strength.map(|strength| strength.to_string())),
         ("Mask blur", parameters.mask_blur.map(|blur| blur.to_string())),
+        // The name that the web UI's extension CFG_Rescale_webui gives it.
+        ("CFG Rescale", parameters.guidance_rescale.map(|rescale| rescale.to_string())),
+        ("Image CFG scale", parameters.image_guidance_scale.map(|scale| scale.to_string())),
         ("Model SHA-256", digest.map(str::to_owned)),
         ("Version", Some(format!("darkroom {}", env!("CARGO_PKG_VERSION")))),
     ];

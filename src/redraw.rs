@@ -68,6 +68,10 @@ pub struct Recorded {
     pub(crate) original_size: Option<PictureSize>,
     pub(crate) crop: Option<CropOffset>,
     pub(crate) target_size: Option<PictureSize>,
+    pub(crate) guidance_rescale: Option<f64>,
+    pub(crate) guidance_start: Option<f64>,
+    pub(crate) guidance_end: Option<f64>,
+    pub(crate) image_guidance_scale: Option<f64>,
     pub(crate) output: Option<RecordedOutput>,
 }
 

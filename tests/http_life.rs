@@ -71,7 +71,7 @@ async fn probes_answer_while_the_model_loads_and_say_how_far_it_is() {
     let expected = json!({ "status": "ok", "version": version, "uptime_ms": null, "device": "cpu", "model": "fake" });
     assert_eq!(health, expected);
     let expected = json!({
-        "name": "fake", "family": "none", "device": "cpu", "dtype": "f32",
+        "name": "fake", "sha256": null, "family": "none", "device": "cpu", "dtype": "f32",
         "native_size": { "width": 64, "height": 64 },
         "defaults": { "steps": 2, "guidance_scale": 1.0, "sampler": "euler", "scheduler": "checkpoint" },
         "samplers": ["ddim", "pndm", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpm_2", "dpm_2_ancestral", "lms",

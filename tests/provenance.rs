@@ -39,6 +39,7 @@ fn wish() -> Value {
     json!({
         "prompt": "a red apple, 狐", "negative_prompt": "blue", "seed": 41, "steps": 5, "width": 96, "height": 64,
         "guidance_scale": 4.5, "sampler": "euler_ancestral", "scheduler": "karras", "clip_skip": 1,
+        "guidance_rescale": 0.5, "guidance_start": 0.2, "guidance_end": 0.8,
     })
 }
 

@@ -22,8 +22,9 @@ SAME = ("prompt", "negative_prompt", "width", "height", "steps", "guidance_scale
 
 
 def request_of(case):
-    """The request for a case; what a case leaves open is left out."""
+    """The request for a case; what a case leaves open is left out. Prompts are read as diffusers reads them."""
     request = {name: case[name] for name in SAME if case.get(name) is not None}
+    request |= {"prompt_syntax": "plain", "long_prompt": "truncate"}
     if case.get("schedule") == "karras":
         request["scheduler"] = "karras"
     return request

@@ -60,6 +60,10 @@ pub(super) struct GenerateBody {
     original_size: Option<Object<SizeBody>>,
     crop: Option<Object<CropBody>>,
     target_size: Option<Object<SizeBody>>,
+    guidance_rescale: Option<Number>,
+    guidance_start: Option<Number>,
+    guidance_end: Option<Number>,
+    image_guidance_scale: Option<Number>,
     output: Option<Object<OutputBody>>,
     deadline_ms: Option<Whole>,
     on_disconnect: Option<Text>,
@@ -153,7 +157,9 @@ impl GenerateBody {
             recorded.sigmas = None;
         }
         let (image, mask) = (self.image.is_some(), self.mask.is_some() || self.extend.is_some());
-        let (had_image, had_mask) = (recorded.strength.is_some(), recorded.mask_blur.is_some());
+        // A picture that was edited has no strength.
+        let had_image = recorded.strength.is_some() || recorded.image_guidance_scale.is_some();
+        let had_mask = recorded.mask_blur.is_some();
         check_beside(had_image, had_mask, Beside { image, mask }).map_err(|error| Problem::from(&error))?;
         // Every field by its name, so that none is forgotten.
         macro_rules! fill_in {
@@ -196,6 +202,10 @@ impl GenerateBody {
             on_disconnect,
             tag,
             from,
+            guidance_rescale,
+            guidance_start,
+            guidance_end,
+            image_guidance_scale,
         );
         Ok(())
     }
@@ -263,6 +273,13 @@ impl GenerateBody {
             original_size: self.original_size.map(|Object(size)| size.size("original_size")).transpose()?,
             crop: self.crop.map(|Object(crop)| crop.offset("crop")).transpose()?,
             target_size: self.target_size.map(|Object(size)| size.size("target_size")).transpose()?,
+            guidance_rescale: number(self.guidance_rescale, 0.0),
+            guidance_start: number(self.guidance_start, 0.0),
+            guidance_end: number(self.guidance_end, 1.0),
+            image_guidance_scale: self
+                .image_guidance_scale
+                .map(|Number(scale)| scale)
+                .or(model.pictures.image_guidance_scale()),
             ..pictures
         };
         config.validate(&model.limits).map_err(invalid)?;
@@ -311,6 +328,10 @@ impl OnDisconnect {
 /// A value with a name, or the default one.
 fn named<T: Default + FromStr<Err = crate::Error>>(given: Option<Text>) -> Result<T, Problem> {
     given.map_or_else(|| Ok(T::default()), |Text(name)| name.parse().map_err(|error| Problem::from(&error)))
+}
+
+fn number(given: Option<Number>, default: f64) -> f64 {
+    given.map_or(default, |Number(number)| number)
 }
 
 fn whole(field: &'static str, given: Option<Whole>, default: usize) -> Result<usize, Problem> {

@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_jpeg_that_has_no_room_for_both_texts_keeps_the_request() {
-        let long = "狐".repeat(20_000);
+        let long = "狐".repeat(40_000);
         let texts = texts(&long, r#"{"prompt":"a fox"}"#);
         let options = OutputOptions { format: OutputFormat::Jpeg, ..OutputOptions::default() };
         let inspected = inspect(&encode(&picture(), &options, &texts).unwrap()).unwrap();

@@ -55,6 +55,8 @@ pub struct ModelSpec {
     pub text_encoders: Vec<TextEncoderSpec>,
     /// The denoiser.
     pub unet: UnetConfig,
+    /// Whether the denoiser edits pictures: it is shown latents, and those of the picture to edit.
+    pub edits: bool,
     /// The autoencoder.
     pub vae: VaeConfig,
     /// The scheduler.
@@ -110,9 +112,11 @@ const SCHEDULER: &str = "scheduler/scheduler_config.json";
 const VAE: &str = "vae/config.json";
 /// The pipelines' classes in diffusers. Whether a checkpoint draws from text, from a picture or behind a mask is the
 /// request's to say; the UNet tells whether it is shown the mask.
-const PIPELINES: [&str; 3] = ["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", INPAINT];
+const PIPELINES: [&str; 4] = ["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", INPAINT, EDIT];
 const PIPELINES_XL: [&str; 3] =
     ["StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"];
+/// Brooks et al. 2023.
+const EDIT: &str = "StableDiffusionInstructPix2PixPipeline";
 const INPAINT: &str = "StableDiffusionInpaintPipeline";
 /// The side in latents that early files of Stable Diffusion mean where they have a smaller one.
 const EARLY_SAMPLE_SIZE: usize = 64;
@@ -123,7 +127,15 @@ const PICTURE_PROMPTS: &str = "it is for pictures as prompts, which are not supp
 
 /// The keys of both pipelines. `null` for a component is a component that is missing, which is found when it is read.
 const INDEX_KEYS: KeyTable = KeyTable {
-    class: Class::OneOf(&[PIPELINES[0], PIPELINES[1], PIPELINES[2], PIPELINES_XL[0], PIPELINES_XL[1], PIPELINES_XL[2]]),
+    class: Class::OneOf(&[
+        PIPELINES[0],
+        PIPELINES[1],
+        PIPELINES[2],
+        PIPELINES[3],
+        PIPELINES_XL[0],
+        PIPELINES_XL[1],
+        PIPELINES_XL[2],
+    ]),
     keys: &[
         Key::only("vae", &[r#"["diffusers", "AutoencoderKL"]"#], CLASS),
         Key::only("text_encoder", &[r#"["transformers", "CLIPTextModel"]"#], CLASS),
@@ -184,7 +196,9 @@ impl ModelSpec {
         for key in vae.leave_out_unread(family == Family::StableDiffusionXl) {
             checkpoint.warn_of(VAE, Unheeded { key, why: "the pipeline does not look at this key" });
         }
-        if family != Family::StableDiffusionXl {
+        let edits = index.class_name == EDIT;
+        // The one that edits pictures overrides nothing.
+        if family != Family::StableDiffusionXl && !edits {
             // diffusers' pipelines override these, which early files have wrong.
             if unet.is_before_0_9() && matches!(unet.sample_size, Some(PerBlock::One(side)) if side < EARLY_SAMPLE_SIZE)
             {
@@ -207,6 +221,7 @@ impl ModelSpec {
             family,
             text_encoders,
             unet,
+            edits,
             vae,
             scheduler,
             force_zeros_for_empty_prompt: index.force_zeros_for_empty_prompt,
@@ -220,8 +235,16 @@ impl ModelSpec {
     /// Checks that the components fit each other.
     fn check(&self, checkpoint: &Checkpoint) -> Result<()> {
         let latents = self.vae.latent_channels;
+        if self.edits && self.unet.in_channels != 2 * latents {
+            let message = format!(
+                "in_channels is {}; {EDIT} needs twice the autoencoder's latent_channels, {}",
+                self.unet.in_channels,
+                2 * latents
+            );
+            return Err(checkpoint.unsupported(UNET, message));
+        }
         for (key, channels) in [("in_channels", self.unet.in_channels), ("out_channels", self.unet.out_channels)] {
-            if channels != latents && !(key == "in_channels" && self.shows_mask()) {
+            if channels != latents && !(key == "in_channels" && (self.edits || self.shows_mask())) {
                 let message = format!(
                     "{key} is {channels}, the autoencoder's latent_channels {latents}; they have to be the same"
                 );

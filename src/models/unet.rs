@@ -72,6 +72,22 @@ impl Prepared {
     }
 }
 
+impl Prepared {
+    /// What the last `count` rows are told.
+    ///
+    /// # Errors
+    ///
+    /// Fewer rows.
+    pub fn last(&self, count: usize) -> Result<Self> {
+        let last = |rows: &Tensor| Ok::<_, crate::Error>(rows.narrow(0, rows.dim(0)?.saturating_sub(count), count)?);
+        let seen = |seen: &Seen| Ok(Seen { keys: last(&seen.keys)?, values: last(&seen.values)? });
+        Ok(Self {
+            text: self.text.iter().map(seen).collect::<Result<_>>()?,
+            added: self.added.as_ref().map(last).transpose()?,
+        })
+    }
+}
+
 /// The first row of each, then the second of each, and so on.
 fn rows(parts: Vec<&Tensor>) -> Result<Tensor> {
     let count = parts[0].dim(0)?;

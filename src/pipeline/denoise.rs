@@ -3,13 +3,17 @@
 //! Owns the loop, and the batch of images that goes through it. Before each network call it asks the images' jobs "go
 //! on?"; an image whose job has ended leaves the batch. The latents go to the decoder.
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 
+#[cfg(test)]
+use super::scarcity::Work;
 use super::{InferencePipeline, company::Company, origin::Start, pipeline::Drawing};
 use crate::{
     Result,
     models::Prepared,
-    sampling::{Asked, BatchNoise, Guidance, Level, NoiseGenerator, Sampler, select},
+    sampling::{Asked, BatchNoise, Guidance, Level, NoiseGenerator, Push, Sampler, select},
 };
 
 /// One image of a job.
@@ -35,6 +39,17 @@ struct Told {
     prepared: Prepared,
     /// `None` where no image is guided.
     guidance: Option<Guidance>,
+    /// The steps that are guided.
+    guided: Range<usize>,
+    /// What is told in the others; `None` where there are none, or where that is `prepared`.
+    alone: Option<Prepared>,
+}
+
+impl Told {
+    /// Guidance in a step, where there is any.
+    fn guidance_at(&self, step: usize) -> Option<&Guidance> {
+        self.guidance.as_ref().filter(|_| self.guided.contains(&step))
+    }
 }
 
 impl<'a> Image<'a> {
@@ -78,7 +93,10 @@ impl InferencePipeline {
             let asked = Asked {
                 denoise: &mut |x, level| {
                     company.go_on(images)?;
-                    let output = self.outputs(&start.seen(x)?, level, told)?;
+                    let output = match told.guidance_at(number) {
+                        Some(guidance) => self.guided(start, x, level, (told, guidance))?,
+                        None => self.unguided(start, x, level, told)?,
+                    };
                     options.prediction_type.denoised(x, &output, level.sigma)
                 },
                 between: &mut |x, level| start.keep(x, Some(level.sigma)),
@@ -105,13 +123,20 @@ impl InferencePipeline {
         batch.images.into_iter().enumerate().map(of_image).collect()
     }
 
-    /// What the network says of a batch, guided where that was asked for: `(b, c, h, w)` f32.
-    fn outputs(&self, seen: &Tensor, level: Level, told: &Told) -> Result<Tensor> {
-        let outputs = self.networks.unet.forward(seen, level.timestep, &told.prepared)?;
-        match &told.guidance {
-            Some(guidance) => guidance.guide(&outputs),
-            None => Ok(outputs),
-        }
+    /// What the network says of a batch, guided: `(b, c, h, w)` f32.
+    fn guided(&self, start: &Start, x: &Tensor, level: Level, (told, guidance): (&Told, &Guidance)) -> Result<Tensor> {
+        guidance.guide(&self.forward(&start.seen_for_guidance(x)?, level, &told.prepared)?)
+    }
+
+    /// What the network says of a batch, told its prompts alone: `(b, c, h, w)` f32.
+    fn unguided(&self, start: &Start, x: &Tensor, level: Level, told: &Told) -> Result<Tensor> {
+        self.forward(&start.seen(x)?, level, told.alone.as_ref().unwrap_or(&told.prepared))
+    }
+
+    fn forward(&self, seen: &Tensor, level: Level, prepared: &Prepared) -> Result<Tensor> {
+        #[cfg(test)]
+        self.scarcity.meet(Work::Denoise { images: seen.dim(0)? })?;
+        self.networks.unet.forward(seen, level.timestep, prepared)
     }
 
     /// Shows each job that asked for it what its first image of the batch looks like, `done` steps on.
@@ -125,7 +150,7 @@ impl InferencePipeline {
         let is_first = |row: usize| row == 0 || images[row - 1].job != images[row].job;
         for (row, image) in images.iter().enumerate().filter(|(row, _)| is_first(*row)) {
             let every = image.drawing.config.preview_every;
-            if every > 0 && done.is_multiple_of(every) && company.goes_on(image.job) {
+            if every > 0 && done.is_multiple_of(every) && company.is_new(image.job) && company.goes_on(image.job) {
                 company.preview(image.job, self.preview(&denoised.narrow(0, row, 1)?)?);
             }
         }
@@ -151,9 +176,14 @@ impl InferencePipeline {
 
     fn told(&self, images: &[Image<'_>]) -> Result<Told> {
         let prepared: Vec<_> = images.iter().map(|image| &image.drawing.prepared).collect();
-        let scales: Option<Vec<f64>> = images.iter().map(|image| image.drawing.guidance_scale).collect();
-        let guidance = scales.map(|scales| Guidance::new(&scales, &self.networks.device)).transpose()?;
-        Ok(Told { prepared: Prepared::join(&prepared)?, guidance })
+        let prepared = Prepared::join(&prepared)?;
+        let pushes: Option<Vec<Push>> = images.iter().map(|image| image.drawing.push).collect();
+        let guidance = pushes.map(|pushes| Guidance::new(&pushes, &self.networks.device)).transpose()?;
+        // Those that are drawn together agree about it.
+        let Drawing { guided, schedule, .. } = images[0].drawing;
+        let always = *guided == (0..schedule.steps.len());
+        let alone = if guidance.is_some() && !always { Some(prepared.last(images.len())?) } else { None };
+        Ok(Told { prepared, guidance, guided: guided.clone(), alone })
     }
 
     /// What one image is denoised from.

@@ -33,6 +33,8 @@ pub(super) struct Agreement {
     sigmas: Option<Vec<f64>>,
     eta: Option<f64>,
     is_guided: bool,
+    /// The part of the steps that are guided.
+    guided: (f64, f64),
     /// The strength of those that start from a picture.
     strength: Option<f64>,
     has_mask: bool,
@@ -72,6 +74,10 @@ impl InferencePipeline {
             original_size: _,
             crop: _,
             target_size: _,
+            guidance_rescale: _,
+            guidance_start,
+            guidance_end,
+            image_guidance_scale: _,
         } = config;
         Ok(Agreement {
             size: (height, width),
@@ -81,6 +87,7 @@ impl InferencePipeline {
             sigmas: sigmas.clone(),
             eta: *eta,
             is_guided: text::is_guided(config),
+            guided: if text::is_guided(config) { (*guidance_start, *guidance_end) } else { (0.0, 1.0) },
             strength: image.as_ref().map(|_| *strength),
             has_mask: mask.is_some(),
             prompt_chunks: text::chunk_count(&self.networks.text, &self.spec, config)?,
@@ -137,14 +144,20 @@ impl InferencePipeline {
         let Some(first) = images.first().copied() else { return Ok(()) };
         let mut jobs: Vec<usize> = images.iter().map(|image| image.job).collect();
         jobs.dedup();
-        let began = Instant::now();
+        let mut began = Instant::now();
         let size = first.drawing.agreement.size;
+        let steps_before = company.steps_done(&jobs);
         let mut denoised = self.denoise(images.clone(), company);
         if let Err(error) = &denoised
             && error.is_out_of_memory()
         {
             tracing::warn!(%error, images = images.len(), "the device is out of memory; trying once more with less");
             self.forget_encoder();
+            company.go_back(&jobs, &steps_before);
+            for job in &jobs {
+                company.took(*job, Timed::Denoise, began.elapsed());
+            }
+            began = Instant::now();
             if images.len() > 1 {
                 // Halves of halves come to one image, which is tried once more.
                 let (first, second) = images.split_at(images.len() / 2);

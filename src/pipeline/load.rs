@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use candle_core::DType;
 
 use super::{
-    BatchChoice, InferencePipeline, MemoryInfo, ModelInfo, TilingChoice,
+    BatchChoice, InferencePipeline, MemoryInfo, ModelInfo, PictureUse, TilingChoice,
     pipeline::Networks,
     room::Room,
     text::{self, TextEncoder},
@@ -120,6 +120,7 @@ impl InferencePipeline {
             prompts: text::support(&spec, &networks.text),
             digest: checkpoint.digest(components)?,
             memory: MemoryInfo { weights_bytes, limit_bytes: room.limit },
+            pictures: if spec.edits { PictureUse::Edit } else { PictureUse::Start },
         };
         Ok(Self {
             spec,
@@ -129,6 +130,8 @@ impl InferencePipeline {
             room,
             encoder: Mutex::default(),
             batch: options.batch.resolve(&device),
+            #[cfg(test)]
+            scarcity: super::scarcity::Scarcity::default(),
         })
     }
 }

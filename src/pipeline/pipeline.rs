@@ -1,8 +1,12 @@
 //! The pipeline itself: what a request asks for, and its plan.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex},
+};
 
 use candle_core::{DType, Device};
+use image::{Rgb, RgbImage};
 
 use super::{
     Generate, Generated, GroupJob, ModelInfo, Monitor, Unwatched,
@@ -14,7 +18,9 @@ use super::{
 use crate::{
     Error, Result,
     models::{Checkpoint, Conditioning, ModelSpec, Prepared, Unet, VaeDecoder, VaeEncoder},
-    sampling::{SamplingConfig, Schedule, SchedulerOptions, SpacingKind},
+    sampling::{
+        DEFAULT_IMAGE_GUIDANCE_SCALE, Push, SamplingConfig, Schedule, SchedulerOptions, SpacingKind, guided_steps,
+    },
 };
 
 /// The side of the picture that warms a pipeline up.
@@ -33,6 +39,9 @@ pub struct InferencePipeline {
     pub(super) encoder: Mutex<Option<Arc<VaeEncoder>>>,
     /// The most images that a network pass draws.
     pub(super) batch: usize,
+    /// When the device runs out of memory, in tests.
+    #[cfg(test)]
+    pub(crate) scarcity: super::scarcity::Scarcity,
 }
 
 /// The networks on their device.
@@ -58,7 +67,18 @@ impl InferencePipeline {
         let side = Some(WARM_UP_PX.next_multiple_of(self.spec.vae.factor()));
         let config =
             SamplingConfig { prompt: "a".to_owned(), steps: 1, width: side, height: side, ..SamplingConfig::default() };
-        self.generate(&config, &mut Unwatched).map(|_| ())
+        self.generate(&self.with_inputs(config), &mut Unwatched).map(|_| ())
+    }
+
+    /// A request that nobody made, with a picture where the model needs one: a grey one.
+    #[must_use]
+    pub fn with_inputs(&self, config: SamplingConfig) -> SamplingConfig {
+        if !self.spec.edits {
+            return config;
+        }
+        let side = u32::try_from(WARM_UP_PX).expect("the side is small");
+        let grey = RgbImage::from_pixel(side, side, Rgb([128; 3]));
+        SamplingConfig { image: Some(Arc::new(grey)), strength: 1.0, ..config }
     }
 
     /// The networks' number type.
@@ -132,6 +152,7 @@ impl Generate for InferencePipeline {
             let message = format!("is {}; this model's text encoder allows 0 to {most}", config.clip_skip);
             return Err(Error::invalid("clip_skip", message));
         }
+        self.check_edit(config)?;
         text::check(&self.networks.text, &self.spec, config)?;
         self.schedule(config)?;
         self.check_limit(config)
@@ -139,6 +160,30 @@ impl Generate for InferencePipeline {
 }
 
 impl InferencePipeline {
+    /// Checks what is for models that edit pictures, and for others.
+    fn check_edit(&self, config: &SamplingConfig) -> Result<()> {
+        if !self.spec.edits {
+            return match config.image_guidance_scale {
+                Some(scale) => {
+                    let message = format!("is {scale}; it is for models that edit pictures, which this one does not");
+                    Err(Error::unsupported("image_guidance_scale", message))
+                }
+                None => Ok(()),
+            };
+        }
+        if config.image.is_none() {
+            return Err(Error::invalid("image", "is missing; this model edits a picture"));
+        }
+        if config.mask.is_some() {
+            return Err(Error::unsupported("mask", "is not for this model, which edits whole pictures"));
+        }
+        if config.strength < 1.0 {
+            let message = format!("is {}; this model edits pictures, and draws all steps", config.strength);
+            return Err(Error::unsupported("strength", message));
+        }
+        Ok(())
+    }
+
     fn schedule(&self, config: &SamplingConfig) -> Result<(SchedulerOptions, Schedule)> {
         let sampler = config.sampler.unwrap_or(self.info.default_sampler);
         let spacing = config.scheduler.unwrap_or(self.info.default_scheduler);
@@ -174,15 +219,29 @@ impl InferencePipeline {
             config,
             agreement: self.agreement(config)?,
             options,
+            guided: guided_steps(config.guidance_start, config.guidance_end, schedule.steps.len()),
             schedule,
             prepared,
-            guidance_scale: text::is_guided(config).then_some(config.guidance_scale),
+            push: text::is_guided(config).then(|| self.push(config)),
             origin,
             latent_size: (height / factor, width / factor),
         })
     }
 
+    /// How far an image of a guided drawing is pushed.
+    fn push(&self, config: &SamplingConfig) -> Push {
+        let image_scale = config.image_guidance_scale.unwrap_or(DEFAULT_IMAGE_GUIDANCE_SCALE);
+        Push {
+            scale: config.guidance_scale,
+            image_scale: self.spec.edits.then_some(image_scale),
+            rescale: config.guidance_rescale,
+        }
+    }
+
     fn origin(&self, config: &SamplingConfig, size: (usize, usize)) -> Result<Origin> {
+        if let Some(picture) = config.image.as_deref().filter(|_| self.spec.edits) {
+            return Origin::edited(picture, size, &self.networks.device, |pixels| self.encode(pixels));
+        }
         let given = Given {
             picture: config.image.as_deref(),
             mask: config.mask.as_deref(),
@@ -205,7 +264,9 @@ pub(super) struct Drawing<'a> {
     pub(super) schedule: Schedule,
     pub(super) prepared: Prepared,
     /// `None` where there is one network pass a step.
-    pub(super) guidance_scale: Option<f64>,
+    pub(super) push: Option<Push>,
+    /// The steps in which there is guidance, where there is any.
+    pub(super) guided: Range<usize>,
     /// `None` where a drawing starts from noise alone.
     pub(super) origin: Option<Origin>,
     /// Height and width.

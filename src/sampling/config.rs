@@ -18,12 +18,16 @@ pub(super) const STEPS: std::ops::RangeInclusive<usize> = 1..=150;
 const GUIDANCE: std::ops::RangeInclusive<f64> = 0.0..=30.0;
 /// The levels that a request can list: zero-terminal-SNR training ends at 4096.
 const SIGMAS: std::ops::RangeInclusive<f64> = 0.0001..=10_000.0;
+const IMAGE_GUIDANCE: std::ops::RangeInclusive<f64> = 1.0..=30.0;
 const MAX_CLIP_SKIP: usize = 12;
 const MAX_MASK_BLUR: f32 = 64.0;
 const MAX_PADDING: u32 = 512;
 
 /// How much of a picture is drawn anew when a request does not say.
 pub const DEFAULT_STRENGTH: f64 = 0.75;
+
+/// How far a picture that is edited is followed when a request does not say.
+pub const DEFAULT_IMAGE_GUIDANCE_SCALE: f64 = 1.5;
 
 /// Everything that decides a picture, apart from the model.
 ///
@@ -87,6 +91,16 @@ pub struct SamplingConfig {
     pub crop: Option<CropOffset>,
     /// The size that it is said to be meant for; `None` is its own.
     pub target_size: Option<PictureSize>,
+    /// How far the deviation of a guided output is brought back to that of the output with the prompt, 0..=1 (Lin et al.
+    /// 2023, section 3.4); 0 leaves it.
+    pub guidance_rescale: f64,
+    /// The part of the drawn steps before which there is no guidance: step `i` of `n` is guided where
+    /// `guidance_start <= i / n < guidance_end`. Others make one network pass.
+    pub guidance_start: f64,
+    /// The part of the drawn steps from which on there is no guidance, above `guidance_start` and up to 1.
+    pub guidance_end: f64,
+    /// How far `image` is followed by a model that edits pictures, 1..=30; `None` is 1.5. Others do not take it.
+    pub image_guidance_scale: Option<f64>,
 }
 
 impl Default for SamplingConfig {
@@ -118,6 +132,10 @@ impl Default for SamplingConfig {
             original_size: None,
             crop: None,
             target_size: None,
+            guidance_rescale: 0.0,
+            guidance_start: 0.0,
+            guidance_end: 1.0,
+            image_guidance_scale: None,
         }
     }
 }
@@ -172,6 +190,7 @@ impl SamplingConfig {
         if !GUIDANCE.contains(&self.guidance_scale) {
             return Err(Error::invalid("guidance_scale", format!("is {}; 0 to 30 is allowed", self.guidance_scale)));
         }
+        self.validate_guidance()?;
         if self.n == 0 || self.n > limits.max_batch {
             let (n, most) = (self.n, limits.max_batch);
             return Err(Error::invalid("n", format!("is {n}; this worker allows 1 to {most} images a request")));
@@ -217,6 +236,25 @@ impl SamplingConfig {
             return Err(Error::invalid("steps", message));
         }
         Ok(())
+    }
+
+    /// Checks what belongs to guidance besides its scale.
+    fn validate_guidance(&self) -> Result<()> {
+        let Self { guidance_rescale: rescale, guidance_start: start, guidance_end: end, .. } = *self;
+        if !(0.0..=1.0).contains(&rescale) {
+            return Err(Error::invalid("guidance_rescale", format!("is {rescale}; 0 to 1 is allowed")));
+        }
+        if !(0.0..1.0).contains(&start) {
+            return Err(Error::invalid("guidance_start", format!("is {start}; 0 and more, below 1, is allowed")));
+        }
+        if !(end > start && end <= 1.0) {
+            let message = format!("is {end}; above guidance_start, which is {start}, and up to 1 is allowed");
+            return Err(Error::invalid("guidance_end", message));
+        }
+        match self.image_guidance_scale.filter(|scale| !IMAGE_GUIDANCE.contains(scale)) {
+            Some(scale) => Err(Error::invalid("image_guidance_scale", format!("is {scale}; 1 to 30 is allowed"))),
+            None => Ok(()),
+        }
     }
 
     /// Checks what belongs to a picture to start from.

@@ -10,6 +10,7 @@ mod bound;
 mod config;
 mod distilled;
 mod edm;
+mod guidance;
 mod level;
 mod noise;
 mod prediction;
@@ -26,10 +27,14 @@ mod timesteps;
 mod training;
 
 pub use aligned::AlignedLevels;
+pub use batch::BatchNoise;
 pub(crate) use batch::select;
-pub use batch::{BatchNoise, Guidance};
 pub use bound::Bound;
-pub use config::{DEFAULT_STRENGTH, Limits, SIDE_PX, SamplerKind, SamplingConfig, SpacingKind, steps_of_sigmas};
+pub use config::{
+    DEFAULT_IMAGE_GUIDANCE_SCALE, DEFAULT_STRENGTH, Limits, SIDE_PX, SamplerKind, SamplingConfig, SpacingKind,
+    steps_of_sigmas,
+};
+pub use guidance::{Guidance, Push, guided_steps};
 pub use level::noisy;
 pub use noise::NoiseGenerator;
 pub use prediction::PredictionType;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, mpsc as std_mpsc};
 use darkroom::{
     Error, Result,
     models::WeightsDigest,
-    pipeline::{Generate, Generated, MemoryInfo, ModelInfo, Monitor, PromptSupport},
+    pipeline::{Generate, Generated, MemoryInfo, ModelInfo, Monitor, PictureUse, PromptSupport},
     sampling::{Limits, SamplerKind, SamplingConfig, SpacingKind},
 };
 use image::{DynamicImage, Rgb, RgbImage};
@@ -76,6 +76,7 @@ pub fn fake() -> (Arc<Fake>, Hands) {
         prompts: PromptSupport { chunk_tokens: 75, max_chunks: 10, second: false },
         digest: WeightsDigest::default(),
         memory: MemoryInfo { weights_bytes: 1 << 20, limit_bytes: Some(1 << 30) },
+        pictures: PictureUse::Start,
     };
     (Arc::new(Fake { info, orders: Mutex::new(orders_rx), begun: begun_tx }), Hands { orders, begun })
 }

@@ -189,14 +189,14 @@ fn every_sampler_draws_numbers_on_every_spacing_and_on_part_of_it() {
                 let options = config.options(sampler, spacing).unwrap();
                 let schedule = Schedule::last_part(&options, steps, strength).unwrap();
                 let drawn = draw(&options, &schedule);
-                assert!(drawn.iter().all(|value| value.is_finite()), "{sampler} {spacing} {steps}: {drawn:?}");
+                assert!(drawn.0.iter().all(|value| value.is_finite()), "{sampler} {spacing} {steps}: {drawn:?}");
             }
         }
         let options = config.options(sampler, SpacingKind::Given).unwrap().with_sigmas(&[9.0, 3.0, 1.0, 0.0]);
         let schedule = Schedule::last_part(&options, 3, 0.7).unwrap();
         let levels: Vec<f64> = schedule.steps.iter().map(|step| step.level.sigma).collect();
         assert!(levels == [3.0, 1.0], "{sampler}: {levels:?}");
-        assert!(draw(&options, &schedule).iter().all(|value| value.is_finite()), "{sampler}");
+        assert!(draw(&options, &schedule).0.iter().all(|value| value.is_finite()), "{sampler}");
     }
 }
 

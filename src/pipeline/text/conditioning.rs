@@ -12,12 +12,17 @@ use super::{
 use crate::{
     Error, Result,
     models::{Added, Conditioning, Family, ModelSpec},
-    sampling::{CropOffset, LongPrompt, PictureSize, SamplingConfig},
+    sampling::{CropOffset, LongPrompt, PictureSize, SamplingConfig, guided_steps},
 };
 
 /// Whether a request is guided, with two network passes a step.
 pub(in crate::pipeline) fn is_guided(config: &SamplingConfig) -> bool {
     config.guidance_scale > 1.0
+}
+
+/// How many network passes a guided step makes.
+pub(in crate::pipeline) const fn most_passes(spec: &ModelSpec) -> usize {
+    if spec.edits { 3 } else { 2 }
 }
 
 /// Checks that every encoder can read a request's prompts, and that the model takes what is said besides.
@@ -84,6 +89,10 @@ pub(in crate::pipeline) fn condition(
     if is_guided(config) && prompts.len() == 1 {
         texts.insert(0, texts[0].zeros()?);
     }
+    if is_guided(config) && spec.edits {
+        // With neither, with the picture, with the picture and the prompt.
+        texts.insert(0, texts[0].clone());
+    }
     warn(encoders, config, &prompts, &tokens, warnings);
     let added = added(&texts, told_sizes(config, (height, width)))?;
     let states: Vec<&Tensor> = texts.iter().map(|text| &text.states).collect();
@@ -136,6 +145,27 @@ fn warn(
             let scale = config.guidance_scale;
             warnings.push(format!("{field} has no effect at guidance_scale {scale}; above 1 it has"));
         }
+    }
+    warn_of_guidance(config, warnings);
+}
+
+/// Tells what of guidance means nothing.
+fn warn_of_guidance(config: &SamplingConfig, warnings: &mut Vec<String>) {
+    let SamplingConfig { guidance_scale: scale, guidance_start: start, guidance_end: end, .. } = *config;
+    let steps = config.steps_drawn();
+    if is_guided(config) {
+        if guided_steps(start, end, steps).is_empty() {
+            warnings.push(format!("none of {steps} steps is guided from guidance_start {start} to guidance_end {end}"));
+        }
+        return;
+    }
+    let given = [
+        ("guidance_rescale", config.guidance_rescale > 0.0),
+        ("guidance_start", start > 0.0),
+        ("guidance_end", end < 1.0),
+    ];
+    for (field, _) in given.into_iter().filter(|(_, given)| *given) {
+        warnings.push(format!("{field} has no effect at guidance_scale {scale}; above 1 it has"));
     }
 }
 
