@@ -129,6 +129,7 @@ impl InferencePipeline {
             checkpoint,
             room,
             encoder: Mutex::default(),
+            projection: Mutex::default(),
             batch: options.batch.resolve(&device),
             #[cfg(test)]
             scarcity: super::scarcity::Scarcity::default(),

@@ -12,6 +12,7 @@ use super::{
     Generate, Generated, GroupJob, ModelInfo, Monitor, Unwatched,
     group::Agreement,
     origin::{Given, Origin},
+    previews::Projection,
     room::Room,
     text::{self, EncodedText, TextEncoder},
 };
@@ -37,6 +38,8 @@ pub struct InferencePipeline {
     pub(super) room: Room,
     /// The autoencoder's encoder, once a request has brought a picture along.
     pub(super) encoder: Mutex<Option<Arc<VaeEncoder>>>,
+    /// What takes latents to the colours of previews, once it is fitted.
+    pub(super) projection: Mutex<Option<Arc<Projection>>>,
     /// The most images that a network pass draws.
     pub(super) batch: usize,
     /// When the device runs out of memory, in tests.
@@ -56,7 +59,8 @@ pub(super) struct Networks {
 }
 
 impl InferencePipeline {
-    /// Draws a small picture and throws it away, so that the first request does not pay for what is set up once. Another
+    /// Draws a small picture and throws it away, so that the first request does not pay for what is set up once, and fits the
+    /// projection of previews. Another
     /// device than the CPU is compared with it first.
     ///
     /// # Errors
