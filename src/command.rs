@@ -23,7 +23,7 @@ use crate::{
     pictures::{Encoded, GivenPictures},
     pipeline::{Generate, ModelInfo},
     redraw::{Beside, Recorded, Source, check_beside},
-    sampling::SamplingConfig,
+    sampling::{SamplingConfig, steps_of_sigmas},
 };
 
 /// Why there is no picture.
@@ -124,7 +124,13 @@ async fn with_source(mut picture: PictureConfig) -> Result<(PictureConfig, Optio
 }
 
 /// Fills in what `picture` leaves out.
-fn draw_again(picture: &mut PictureConfig, recorded: Recorded) -> Result<()> {
+fn draw_again(picture: &mut PictureConfig, mut recorded: Recorded) -> Result<()> {
+    // A spacing replaces levels that are listed, and levels replace a spacing and its number of steps.
+    if picture.sigmas.is_some() {
+        (recorded.scheduler, recorded.steps) = (None, None);
+    } else if picture.scheduler.is_some() {
+        recorded.sigmas = None;
+    }
     let given = Beside { image: picture.image.is_some(), mask: picture.mask.is_some() || picture.extend.is_some() };
     // A picture that was edited has no strength.
     let had_image = recorded.strength.is_some() || recorded.image_guidance_scale.is_some();
@@ -147,6 +153,7 @@ fn draw_again(picture: &mut PictureConfig, recorded: Recorded) -> Result<()> {
         seed,
         sampler,
         scheduler,
+        sigmas,
         clip_skip,
         eta,
         prompt_syntax,
@@ -220,12 +227,13 @@ fn sampling_config(picture: &PictureConfig, model: &ModelInfo, pictures: Samplin
         negative_prompt: picture.negative_prompt.clone(),
         width: Some(width),
         height: Some(height),
-        steps: picture.steps.unwrap_or(model.default_steps),
+        steps: picture.steps.unwrap_or(picture.sigmas.as_deref().map_or(model.default_steps, steps_of_sigmas)),
         guidance_scale: picture.guidance_scale.unwrap_or(model.default_guidance_scale),
         seed: picture.seed.unwrap_or_else(|| random_seed(picture.n)),
         n: picture.n,
         sampler: Some(picture.sampler.unwrap_or(model.default_sampler)),
-        scheduler: Some(picture.scheduler.unwrap_or(model.default_scheduler)),
+        scheduler: picture.scheduler.or_else(|| picture.sigmas.is_none().then_some(model.default_scheduler)),
+        sigmas: picture.sigmas.clone(),
         prompt_syntax: picture.prompt_syntax.unwrap_or_default(),
         long_prompt: picture.long_prompt.unwrap_or_default(),
         prompt_2: picture.prompt_2.clone(),

@@ -37,6 +37,9 @@ pub struct DrawingParameters<'a> {
     pub(crate) sampler: Option<SamplerKind>,
     #[serde(serialize_with = "scheduler_name")]
     pub(crate) scheduler: Option<SpacingKind>,
+    /// The noise levels, where the request lists them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sigmas: Option<&'a [f64]>,
     pub(crate) clip_skip: usize,
     #[serde(serialize_with = "shown")]
     pub(crate) prompt_syntax: PromptSyntax,
@@ -86,6 +89,7 @@ impl<'a> DrawingParameters<'a> {
             n: config.n,
             sampler: config.sampler,
             scheduler: config.scheduler,
+            sigmas: config.sigmas.as_deref(),
             clip_skip: config.clip_skip,
             prompt_syntax: config.prompt_syntax,
             long_prompt: config.long_prompt,
@@ -160,4 +164,21 @@ fn sampler_name<S: Serializer>(sampler: &Option<SamplerKind>, serializer: S) -> 
 #[expect(clippy::ref_option, clippy::trivially_copy_pass_by_ref, reason = "serde passes a field by reference")]
 fn scheduler_name<S: Serializer>(scheduler: &Option<SpacingKind>, serializer: S) -> Result<S::Ok, S::Error> {
     scheduler.map(SpacingKind::name).serialize(serializer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_lists_sigmas_says_so_and_no_other_does() {
+        let listed = SamplingConfig { sigmas: Some(vec![9.0, 0.5, 0.0]), steps: 2, ..SamplingConfig::default() };
+        let json = serde_json::to_value(DrawingParameters::of_image(&listed, 0)).unwrap();
+        assert_eq!(
+            (&json["sigmas"], &json["scheduler"]),
+            (&serde_json::json!([9.0, 0.5, 0.0]), &serde_json::Value::Null)
+        );
+        let plain = serde_json::to_value(DrawingParameters::of_request(&SamplingConfig::default())).unwrap();
+        assert!(plain.get("sigmas").is_none());
+    }
 }

@@ -85,6 +85,16 @@ const fn schedule_label(scheduler: SpacingKind) -> Option<&'static str> {
         SpacingKind::Karras => Some("Karras"),
         SpacingKind::Exponential => Some("Exponential"),
         SpacingKind::Beta => Some("Beta"),
+        SpacingKind::Lu => Some("Lu"),
+        SpacingKind::SgmUniform => Some("SGM Uniform"),
+        SpacingKind::Simple => Some("Simple"),
+        SpacingKind::DdimUniform => Some("DDIM"),
+        SpacingKind::KlOptimal => Some("KL Optimal"),
+        SpacingKind::Ays => Some("Align Your Steps"),
+        SpacingKind::Leading => Some("Leading"),
+        SpacingKind::Linspace => Some("Linspace"),
+        SpacingKind::Trailing => Some("Trailing"),
+        SpacingKind::Given => Some("Sigmas"),
     }
 }
 
@@ -205,7 +215,9 @@ mod tests {
     #[test]
     fn every_sampler_has_the_web_uis_name() {
         let spacings = SpacingKind::ALL.map(schedule_label);
-        assert_eq!(spacings, [None, Some("Karras"), Some("Exponential"), Some("Beta")]);
+        assert_eq!(spacings[..4], [None, Some("Karras"), Some("Exponential"), Some("Beta")]);
+        assert_eq!(spacings[5..9], ["SGM Uniform", "Simple", "DDIM", "KL Optimal"].map(Some));
+        assert_eq!(spacings[9], Some("Align Your Steps"));
         let labels = SamplerKind::ALL.map(sampler_label);
         let usual = ["DDIM", "PLMS", "Euler", "Euler a", "Heun", "DPM++ 2M"];
         assert_eq!(labels[..6], usual);

@@ -53,6 +53,7 @@ pub struct Recorded {
     pub(crate) sampler: Option<SamplerKind>,
     #[serde(default, deserialize_with = "named")]
     pub(crate) scheduler: Option<SpacingKind>,
+    pub(crate) sigmas: Option<Vec<f64>>,
     pub(crate) clip_skip: Option<usize>,
     pub(crate) eta: Option<f64>,
     #[serde(default, deserialize_with = "named")]

@@ -213,8 +213,18 @@ async fn invalid_parameter_422() {
         (
             json!({ "scheduler": "magic" }),
             "scheduler",
-            "is \"magic\"; one of checkpoint, karras, exponential, beta is allowed",
+            "is \"magic\"; one of checkpoint, karras, exponential, beta, lu, sgm_uniform, simple, ddim_uniform, kl_optimal, \
+             ays, leading, linspace, trailing is allowed",
         ),
+        (json!({ "sigmas": [] }), "sigmas", "has 0 values before a last 0; 1 to 150 are allowed"),
+        (json!({ "sigmas": [1, 2, 0] }), "sigmas", "goes from 1 to 2; values that fall are allowed"),
+        (json!({ "sigmas": [3, -1] }), "sigmas", "has -1; 0.0001 to 10000 is allowed, and 0 as the last value"),
+        (
+            json!({ "sigmas": [3, 1], "scheduler": "lu" }),
+            "sigmas",
+            "is given beside the scheduler lu; one of the two is allowed",
+        ),
+        (json!({ "sigmas": [3, 1, 0], "steps": 3 }), "steps", "is 3; the 2 steps of sigmas are allowed"),
         (json!({ "sampler": "ddim", "eta": 1.5 }), "eta", "is 1.5; 0 to 1 is allowed"),
         (
             json!({ "sampler": "dpmpp_2m", "eta": 0.5 }),

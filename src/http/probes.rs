@@ -14,7 +14,7 @@ use super::{app::App, lifecycle::Phase, problem::Problem, view::millis};
 use crate::{
     output::OutputFormat,
     pipeline::PromptSupport,
-    sampling::{LongPrompt, PromptSyntax, SpacingKind},
+    sampling::{LongPrompt, PromptSyntax},
 };
 
 #[derive(Serialize)]
@@ -98,7 +98,7 @@ struct Model<'a> {
     native_size: Size,
     defaults: Defaults,
     samplers: Vec<&'static str>,
-    schedulers: [&'static str; SpacingKind::ALL.len()],
+    schedulers: Vec<&'static str>,
     formats: [&'static str; OutputFormat::ALL.len()],
     /// What a request may bring along besides its text.
     inputs: &'static [&'static str],
@@ -184,7 +184,7 @@ pub(super) async fn model(State(app): State<Arc<App>>) -> Result<Response, Probl
             scheduler: model.default_scheduler.name(),
         },
         samplers: model.samplers.iter().map(|sampler| sampler.name()).collect(),
-        schedulers: SpacingKind::ALL.map(SpacingKind::name),
+        schedulers: model.schedulers.iter().map(|spacing| spacing.name()).collect(),
         formats: OutputFormat::ALL.map(OutputFormat::name),
         inputs: model.pictures.inputs(),
         limits: ModelLimits {

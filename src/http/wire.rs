@@ -20,7 +20,7 @@ use crate::{
     pictures::{Encoded, GivenPictures},
     pipeline::ModelInfo,
     redraw::{Beside, Source, check_beside, unreadable},
-    sampling::SamplingConfig,
+    sampling::{SamplingConfig, steps_of_sigmas},
 };
 
 const MAX_TAG_BYTES: usize = 256;
@@ -42,6 +42,7 @@ pub(super) struct GenerateBody {
     n: Option<Whole>,
     sampler: Option<Text>,
     scheduler: Option<Text>,
+    sigmas: Option<Vec<Number>>,
     eta: Option<Number>,
     clip_skip: Option<Whole>,
     image: Option<Text>,
@@ -148,7 +149,13 @@ impl GenerateBody {
     /// Fills in what the request leaves out from that of a picture that is drawn again.
     pub(super) fn draw_again(&mut self, source: &Source) -> Result<(), Problem> {
         let recorded = Self::parse(source.request.as_bytes());
-        let recorded = recorded.map_err(|problem| Problem::from(&unreadable(&problem.detail())))?;
+        let mut recorded = recorded.map_err(|problem| Problem::from(&unreadable(&problem.detail())))?;
+        // A spacing replaces levels that are listed, and levels replace a spacing and its number of steps.
+        if self.sigmas.is_some() {
+            (recorded.scheduler, recorded.steps) = (None, None);
+        } else if self.scheduler.is_some() {
+            recorded.sigmas = None;
+        }
         let (image, mask) = (self.image.is_some(), self.mask.is_some() || self.extend.is_some());
         // A picture that was edited has no strength.
         let had_image = recorded.strength.is_some() || recorded.image_guidance_scale.is_some();
@@ -172,6 +179,7 @@ impl GenerateBody {
             n,
             sampler,
             scheduler,
+            sigmas,
             clip_skip,
             eta,
             target_size,
@@ -234,12 +242,15 @@ impl GenerateBody {
         let pictures =
             SamplingConfig { width: side("width", self.width)?, height: side("height", self.height)?, ..pictures };
         let (width, height) = model.size_for(&pictures).map_err(invalid)?;
+        let sigmas: Option<Vec<f64>> =
+            self.sigmas.map(|sigmas| sigmas.into_iter().map(|Number(sigma)| sigma).collect());
+        let steps = sigmas.as_deref().map_or(model.default_steps, steps_of_sigmas);
         let config = SamplingConfig {
             prompt,
             negative_prompt: self.negative_prompt.map(|Text(prompt)| prompt),
             width: Some(width),
             height: Some(height),
-            steps: whole("steps", self.steps, model.default_steps)?,
+            steps: whole("steps", self.steps, steps)?,
             guidance_scale: self.guidance_scale.map_or(model.default_guidance_scale, |Number(scale)| scale),
             seed,
             n,
@@ -249,8 +260,9 @@ impl GenerateBody {
             },
             scheduler: match self.scheduler {
                 Some(Text(name)) => Some(name.parse().map_err(invalid)?),
-                None => Some(model.default_scheduler),
+                None => sigmas.is_none().then_some(model.default_scheduler),
             },
+            sigmas,
             eta: self.eta.map(|Number(eta)| eta),
             clip_skip: whole("clip_skip", self.clip_skip, 0)?,
             preview_every: whole("preview_every", self.preview_every, 0)?,

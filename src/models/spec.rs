@@ -14,7 +14,7 @@ use crate::{
     Error, Result,
     json::keys::{Class, Key, KeyTable, Unheeded},
     nn::Activation,
-    sampling::{SamplerKind, SchedulerConfig, Setting},
+    sampling::{AlignedLevels, SamplerKind, SchedulerConfig, Setting},
 };
 
 /// Steps and guidance of a request that names none, where the checkpoint does not say. The guidance scales are
@@ -221,6 +221,11 @@ impl ModelSpec {
             } else {
                 scheduler.set("clip_sample", Setting::Flag(false));
             }
+        }
+        match family {
+            Family::StableDiffusion1 => scheduler.align(AlignedLevels::StableDiffusion1),
+            Family::StableDiffusionXl => scheduler.align(AlignedLevels::StableDiffusionXl),
+            Family::StableDiffusion2 => {}
         }
         let (default_steps, default_guidance_scale) = defaults(checkpoint, family, consistent)?;
         let spec = Self {

@@ -173,6 +173,8 @@ pub struct ModelInfo {
     pub samplers: Vec<SamplerKind>,
     /// The checkpoint's own spacing.
     pub default_scheduler: SpacingKind,
+    /// The spacings that requests can name.
+    pub schedulers: Vec<SpacingKind>,
     /// What a request may cost.
     pub limits: Limits,
     /// How its texts are read.

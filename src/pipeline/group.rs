@@ -23,13 +23,14 @@ use crate::{
 
 /// What requests have to have in common to go through the networks together: everything that decides the shapes of their
 /// tensors, and the noise levels that they visit.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Agreement {
     /// Height and width in pixels.
     pub(super) size: (usize, usize),
     steps: usize,
     sampler: SamplerKind,
     spacing: SpacingKind,
+    sigmas: Option<Vec<f64>>,
     eta: Option<f64>,
     is_guided: bool,
     /// The part of the steps that are guided.
@@ -57,6 +58,7 @@ impl InferencePipeline {
             n: _,
             sampler,
             scheduler,
+            sigmas,
             eta,
             image,
             mask,
@@ -82,6 +84,7 @@ impl InferencePipeline {
             steps: *steps,
             sampler: sampler.unwrap_or(self.info.default_sampler),
             spacing: scheduler.unwrap_or(self.info.default_scheduler),
+            sigmas: sigmas.clone(),
             eta: *eta,
             is_guided: text::is_guided(&self.spec, config),
             guided: if text::is_guided(&self.spec, config) { (*guidance_start, *guidance_end) } else { (0.0, 1.0) },
@@ -110,8 +113,8 @@ impl InferencePipeline {
         let images: Vec<Image<'_>> = drawings.iter().flat_map(|(job, drawing)| Image::all_of(*job, drawing)).collect();
         let mut rest = images.as_slice();
         while let Some(first) = rest.first() {
-            let agreement = first.drawing.agreement;
-            let agreeing = rest.iter().take_while(|image| image.drawing.agreement == agreement).count();
+            let agreement = &first.drawing.agreement;
+            let agreeing = rest.iter().take_while(|image| image.drawing.agreement == *agreement).count();
             let (batch, others) = rest.split_at(self.images_that_fit(agreement.size, agreeing));
             rest = others;
             self.draw_batch(batch, &mut company)?;

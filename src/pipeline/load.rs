@@ -115,6 +115,7 @@ impl InferencePipeline {
                 .map_err(|message| Error::UnsupportedCheckpoint { path: checkpoint.path("scheduler"), message })?,
             samplers: spec.scheduler.samplers(),
             default_scheduler: spec.scheduler.own_spacing(),
+            schedulers: spec.scheduler.spacings(),
             limits: options.limits,
             prompts: text::support(&spec, &networks.text),
             digest: checkpoint.digest(components)?,
@@ -128,6 +129,7 @@ impl InferencePipeline {
             checkpoint,
             room,
             encoder: Mutex::default(),
+            projection: Mutex::default(),
             batch: options.batch.resolve(&device),
             #[cfg(test)]
             scarcity: super::scarcity::Scarcity::default(),

@@ -12,13 +12,16 @@ use super::{
     Generate, Generated, GroupJob, ModelInfo, Monitor, Unwatched,
     group::Agreement,
     origin::{Given, Origin},
+    previews::Projection,
     room::Room,
     text::{self, EncodedText, TextEncoder},
 };
 use crate::{
     Error, Result,
     models::{Checkpoint, Conditioning, ModelSpec, Prepared, Unet, VaeDecoder, VaeEncoder},
-    sampling::{DEFAULT_IMAGE_GUIDANCE_SCALE, Push, SamplingConfig, Schedule, SchedulerOptions, guided_steps},
+    sampling::{
+        DEFAULT_IMAGE_GUIDANCE_SCALE, Push, SamplingConfig, Schedule, SchedulerOptions, SpacingKind, guided_steps,
+    },
 };
 
 /// The side of the picture that warms a pipeline up.
@@ -35,6 +38,8 @@ pub struct InferencePipeline {
     pub(super) room: Room,
     /// The autoencoder's encoder, once a request has brought a picture along.
     pub(super) encoder: Mutex<Option<Arc<VaeEncoder>>>,
+    /// What takes latents to the colours of previews, once it is fitted.
+    pub(super) projection: Mutex<Option<Arc<Projection>>>,
     /// The most images that a network pass draws.
     pub(super) batch: usize,
     /// When the device runs out of memory, in tests.
@@ -54,7 +59,8 @@ pub(super) struct Networks {
 }
 
 impl InferencePipeline {
-    /// Draws a small picture and throws it away, so that the first request does not pay for what is set up once. Another
+    /// Draws a small picture and throws it away, so that the first request does not pay for what is set up once, and fits the
+    /// projection of previews. Another
     /// device than the CPU is compared with it first.
     ///
     /// # Errors
@@ -185,7 +191,11 @@ impl InferencePipeline {
     fn schedule(&self, config: &SamplingConfig) -> Result<(SchedulerOptions, Schedule)> {
         let sampler = config.sampler.unwrap_or(self.info.default_sampler);
         let spacing = config.scheduler.unwrap_or(self.info.default_scheduler);
-        let options = self.spec.scheduler.options(sampler, spacing)?.with_eta(config.eta)?;
+        let options = match &config.sigmas {
+            Some(sigmas) => self.spec.scheduler.options(sampler, SpacingKind::Given)?.with_sigmas(sigmas),
+            None => self.spec.scheduler.options(sampler, spacing)?,
+        };
+        let options = options.with_eta(config.eta)?;
         let strength = if config.image.is_some() { config.strength } else { 1.0 };
         let schedule = Schedule::last_part(&options, config.steps, strength)?;
         Ok((options, schedule))

@@ -13,20 +13,22 @@ use crate::{
 };
 
 impl InferencePipeline {
-    /// The picture of latents, decoded again in f32 where a narrower type was not enough.
+    /// The picture of latents.
     pub(super) fn decode(&self, latents: &Tensor) -> Result<RgbImage> {
         if !is_finite(latents)? {
             return Err(Error::NotFinite { stage: "the denoiser" });
         }
+        to_image(&self.pixels(latents)?)
+    }
+
+    /// The pixels of latents, `(1, 3, h, w)` f32, decoded again in f32 where a narrower type was not enough.
+    pub(super) fn pixels(&self, latents: &Tensor) -> Result<Tensor> {
         let mut pixels = self.decode_pixels(&self.networks.vae, latents)?;
         if !is_finite(&pixels)? && self.networks.vae_dtype != DType::F32 {
             tracing::warn!(dtype = ?self.networks.vae_dtype, "the autoencoder overflowed; decoding again in f32");
             pixels = self.decode_pixels(&self.wide_vae()?, latents)?;
         }
-        if !is_finite(&pixels)? {
-            return Err(Error::NotFinite { stage: "the autoencoder" });
-        }
-        to_image(&pixels)
+        if is_finite(&pixels)? { Ok(pixels) } else { Err(Error::NotFinite { stage: "the autoencoder" }) }
     }
 
     /// What a decoder makes of latents, in strips where that is needed.
@@ -103,7 +105,7 @@ fn is_finite(x: &Tensor) -> Result<bool> {
 }
 
 /// `(1, 3, h, w)` of -1 to 1 as an RGB image.
-pub(super) fn to_image(pixels: &Tensor) -> Result<RgbImage> {
+fn to_image(pixels: &Tensor) -> Result<RgbImage> {
     let (_, _, height, width) = pixels.dims4()?;
     let bytes = ((pixels.clamp(-1.0, 1.0)? + 1.0)? * 127.5)?.round()?.to_dtype(DType::U8)?;
     let bytes = bytes.squeeze(0)?.permute((1, 2, 0))?.flatten_all()?.to_vec1::<u8>()?;

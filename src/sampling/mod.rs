@@ -3,6 +3,7 @@
 //! Owns [`SamplingConfig`], the schedules, the samplers, prediction types, guidance and seeded noise. It must not know
 //! any network: a network reaches it as a function from latents and a noise level to denoised latents.
 
+mod aligned;
 mod batch;
 mod beta;
 mod bound;
@@ -21,14 +22,17 @@ mod scheduler_keys;
 mod scheduler_options;
 mod scheduler_reader;
 mod solver;
+mod spacing;
 mod timesteps;
 mod training;
 
+pub use aligned::AlignedLevels;
 pub use batch::BatchNoise;
 pub(crate) use batch::select;
 pub use bound::Bound;
 pub use config::{
     DEFAULT_IMAGE_GUIDANCE_SCALE, DEFAULT_STRENGTH, Limits, SIDE_PX, SamplerKind, SamplingConfig, SpacingKind,
+    steps_of_sigmas,
 };
 pub use guidance::{Guidance, Push, guided_steps};
 pub use level::noisy;

@@ -71,6 +71,7 @@ pub fn fake() -> (Arc<Fake>, Hands) {
         default_sampler: SamplerKind::Euler,
         samplers: SamplerKind::ALL.to_vec(),
         default_scheduler: SpacingKind::Checkpoint,
+        schedulers: SpacingKind::ALL.to_vec(),
         limits: Limits { max_pixels: 1 << 20, max_batch: 4 },
         prompts: PromptSupport { chunk_tokens: 75, max_chunks: 10, second: false },
         digest: WeightsDigest::default(),

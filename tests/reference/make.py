@@ -24,6 +24,7 @@ import prompts
 import rules
 import scheduler_keys
 import schedules
+import spacings
 import tokenizing
 from shapes import CHECKPOINTS
 
@@ -60,6 +61,12 @@ def write_all_changes():
         changes.write_inpainting(expected.load(name, DATA / name / "model"), DATA / name)
 
 
+def write_all_spacings():
+    spacings.write_spacings(DATA / "spacings.json")
+    for name in ("sd15", "sdxl"):
+        spacings.write_pictures(expected.load(name, DATA / name / "model"), DATA / name)
+
+
 def write_all_guidance():
     for name in CHECKPOINTS:
         guidance.write_guidance(expected.load(name, DATA / name / "model"), DATA / name)
@@ -69,6 +76,7 @@ def write_all_guidance():
 def main():
     parts = {name: lambda name=name: checkpoint(name) for name in CHECKPOINTS}
     parts["schedules"] = lambda: schedules.write_schedules(DATA / "schedules.json")
+    parts["spacings"] = write_all_spacings
     parts["tokenizers"] = lambda: tokenizing.write_tokenizers(DATA)
     parts["keys_of_schedulers"] = lambda: scheduler_keys.write_keys(DATA / "scheduler_keys.json")
     parts["options"] = lambda: options.write_options(DATA / "scheduler_options.json")
