@@ -14,6 +14,7 @@
 #   WHEELS           a folder of wheels, installed where diffusers is missing (benches/wheels)
 #   SCRATCH          a folder for models and compiled kernels, which are kept (a temporary one, which is not)
 #   OOM_FLAGS        on the CPU: flags of darkroom that bound its memory, for the request that must not fit
+#                    (--memory-limit 64MiB)
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -27,7 +28,12 @@ OUT_DIR=$(cd "$1" && pwd)
 DEVICE=${DEVICE:-cuda}
 SIZES=${SIZES:-full}
 TIME_LIMIT=${TIME_LIMIT:-540}
-if [ "$DEVICE" = cpu ]; then SPEED_DTYPE=${SPEED_DTYPE:-f32}; else SPEED_DTYPE=${SPEED_DTYPE:-f16}; fi
+if [ "$DEVICE" = cpu ]; then
+  SPEED_DTYPE=${SPEED_DTYPE:-f32}
+  export OOM_FLAGS=${OOM_FLAGS:---memory-limit 64MiB}
+else
+  SPEED_DTYPE=${SPEED_DTYPE:-f16}
+fi
 DARKROOM=${DARKROOM:-$root/target/release/darkroom}
 if [ ! -f "$DARKROOM" ]; then
   echo "no binary at $DARKROOM: build one, or name one by DARKROOM" >&2

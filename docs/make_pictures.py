@@ -69,7 +69,7 @@ def sheet(labelled, columns, name):
         y = GAP + index // columns * (SIDE + LABEL + GAP)
         pen.text((x, y), label, fill="black")
         page.paste(picture.resize((SIDE, SIDE), Image.BICUBIC), (x, y + LABEL))
-    page.save(HERE / name, optimize=True)
+    page.quantize(192, dither=Image.Dither.NONE).save(HERE / name, optimize=True)
 
 
 def main():
@@ -77,7 +77,7 @@ def main():
     prompt = "a lion on a green background"
     samplers = [(name, draw(prompt=prompt, seed=2, steps=10, sampler=name)) for name in model["samplers"]]
     sheet(samplers, 7, "samplers.png")
-    sheet(previews(prompt=prompt, seed=2, steps=20, preview_every=4), 6, "previews.png")
+    sheet(previews(prompt=prompt, seed=2, steps=20, preview_every=4), 5, "previews.png")
     frog = draw(prompt="a frog on a green background", seed=7)
     lion = draw(prompt=prompt, seed=2, strength=0.7, image=base64_of(frog))
     mask = Image.new("L", (SIDE, SIDE), 0)

@@ -119,14 +119,14 @@ fn picture(pipeline: &InferencePipeline, size: usize) -> Result<PreparedStage<'_
     let model = pipeline.model();
     // A model that draws without guidance by default is measured with it all the same.
     let guided = Some(model.default_guidance_scale).filter(|scale| *scale > 1.0);
-    let config = SamplingConfig {
+    let config = pipeline.with_inputs(SamplingConfig {
         prompt: PROMPT.to_owned(),
         width: Some(size),
         height: Some(size),
         steps: IMAGE_STEPS,
         guidance_scale: guided.unwrap_or(SamplingConfig::default().guidance_scale),
         ..SamplingConfig::default()
-    };
+    });
     config.validate(&model.limits)?;
     pipeline.check(&config)?;
     Ok(Box::new(move || {

@@ -23,7 +23,7 @@ use crate::{
     pictures::{Encoded, GivenPictures},
     pipeline::{Generate, ModelInfo},
     redraw::{Beside, Recorded, Source, check_beside},
-    sampling::SamplingConfig,
+    sampling::{SamplingConfig, steps_of_sigmas},
 };
 
 /// Why there is no picture.
@@ -80,9 +80,9 @@ where
         pipeline = load_shown(load) => pipeline?,
         () = &mut interrupted => return Err(GenerateError::Interrupted),
     };
-    let limits = pipeline.model().limits;
+    let (limits, pictures) = (pipeline.model().limits, pipeline.model().pictures);
     let given = given_pictures(&picture);
-    let pictures = tokio::task::spawn_blocking(move || given.decode(&limits))
+    let pictures = tokio::task::spawn_blocking(move || given.decode(&limits, pictures))
         .await
         .unwrap_or_else(|error| Err(Error::Panicked { message: format!("while a picture was read: {error}") }))?;
     let sampling = sampling_config(&picture, pipeline.model(), pictures)?;
@@ -124,9 +124,17 @@ async fn with_source(mut picture: PictureConfig) -> Result<(PictureConfig, Optio
 }
 
 /// Fills in what `picture` leaves out.
-fn draw_again(picture: &mut PictureConfig, recorded: Recorded) -> Result<()> {
+fn draw_again(picture: &mut PictureConfig, mut recorded: Recorded) -> Result<()> {
+    // A spacing replaces levels that are listed, and levels replace a spacing and its number of steps.
+    if picture.sigmas.is_some() {
+        (recorded.scheduler, recorded.steps) = (None, None);
+    } else if picture.scheduler.is_some() {
+        recorded.sigmas = None;
+    }
     let given = Beside { image: picture.image.is_some(), mask: picture.mask.is_some() || picture.extend.is_some() };
-    check_beside(recorded.strength.is_some(), recorded.mask_blur.is_some(), given)?;
+    // A picture that was edited has no strength.
+    let had_image = recorded.strength.is_some() || recorded.image_guidance_scale.is_some();
+    check_beside(had_image, recorded.mask_blur.is_some(), given)?;
     // Every field by its name, so that none is forgotten. Each file holds one image.
     macro_rules! fill_in {
         ($output:ident; $($field:ident),* $(,)?) => {
@@ -145,6 +153,7 @@ fn draw_again(picture: &mut PictureConfig, recorded: Recorded) -> Result<()> {
         seed,
         sampler,
         scheduler,
+        sigmas,
         clip_skip,
         eta,
         prompt_syntax,
@@ -157,6 +166,10 @@ fn draw_again(picture: &mut PictureConfig, recorded: Recorded) -> Result<()> {
         strength,
         mask_blur,
         inpaint_padding,
+        guidance_rescale,
+        guidance_start,
+        guidance_end,
+        image_guidance_scale,
     );
     let is_jpeg = picture.output.extension().is_some_and(|extension| {
         OutputFormat::from_extension(&extension.to_string_lossy()) == Some(OutputFormat::Jpeg)
@@ -214,12 +227,13 @@ fn sampling_config(picture: &PictureConfig, model: &ModelInfo, pictures: Samplin
         negative_prompt: picture.negative_prompt.clone(),
         width: Some(width),
         height: Some(height),
-        steps: picture.steps.unwrap_or(model.default_steps),
+        steps: picture.steps.unwrap_or(picture.sigmas.as_deref().map_or(model.default_steps, steps_of_sigmas)),
         guidance_scale: picture.guidance_scale.unwrap_or(model.default_guidance_scale),
         seed: picture.seed.unwrap_or_else(|| random_seed(picture.n)),
         n: picture.n,
         sampler: Some(picture.sampler.unwrap_or(model.default_sampler)),
-        scheduler: Some(picture.scheduler.unwrap_or(model.default_scheduler)),
+        scheduler: picture.scheduler.or_else(|| picture.sigmas.is_none().then_some(model.default_scheduler)),
+        sigmas: picture.sigmas.clone(),
         prompt_syntax: picture.prompt_syntax.unwrap_or_default(),
         long_prompt: picture.long_prompt.unwrap_or_default(),
         prompt_2: picture.prompt_2.clone(),
@@ -229,6 +243,10 @@ fn sampling_config(picture: &PictureConfig, model: &ModelInfo, pictures: Samplin
         target_size: picture.target_size,
         clip_skip: picture.clip_skip.unwrap_or(0),
         eta: picture.eta,
+        guidance_rescale: picture.guidance_rescale.unwrap_or(0.0),
+        guidance_start: picture.guidance_start.unwrap_or(0.0),
+        guidance_end: picture.guidance_end.unwrap_or(1.0),
+        image_guidance_scale: picture.image_guidance_scale.or(model.pictures.image_guidance_scale()),
         ..pictures
     })
 }

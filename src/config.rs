@@ -478,9 +478,13 @@ pub struct PictureConfig {
     /// the model's]
     #[arg(long)]
     pub sampler: Option<SamplerKind>,
-    /// Spacing of the noise levels: checkpoint, karras, exponential or beta [default: the model's]
+    /// Spacing of the noise levels: checkpoint, karras, exponential, beta, lu, sgm_uniform, simple, ddim_uniform, kl_optimal,
+    /// ays, leading, linspace or trailing [default: the model's]
     #[arg(long)]
     pub scheduler: Option<SpacingKind>,
+    /// The noise levels themselves, falling, one for each step, such as 14.6,7.1,2.2,0
+    #[arg(long, value_name = "SIGMA,..", value_delimiter = ',', allow_negative_numbers = true)]
+    pub sigmas: Option<Vec<f64>>,
     /// How many of the text encoder's last layers to leave out [default: 0]
     #[arg(long, value_name = "LAYERS")]
     pub clip_skip: Option<usize>,
@@ -531,6 +535,18 @@ pub struct PictureConfig {
     /// Stable Diffusion XL: the size that the picture is said to be meant for [default: its own]
     #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = picture_size)]
     pub target_size: Option<PictureSize>,
+    /// How far guidance is kept from overexposing, 0 to 1 [default: 0]
+    #[arg(long, value_name = "PART")]
+    pub guidance_rescale: Option<f64>,
+    /// The part of the steps before which there is no guidance, 0 to 1 [default: 0]
+    #[arg(long, value_name = "PART")]
+    pub guidance_start: Option<f64>,
+    /// The part of the steps from which on there is no guidance, 0 to 1 [default: 1]
+    #[arg(long, value_name = "PART")]
+    pub guidance_end: Option<f64>,
+    /// Models that edit pictures: how closely to follow the picture, 1 to 30 [default: 1.5]
+    #[arg(long, value_name = "SCALE")]
+    pub image_guidance_scale: Option<f64>,
     /// JPEG quality, 1 to 100 [default: 90]
     #[arg(long)]
     pub quality: Option<u8>,
@@ -651,6 +667,16 @@ mod tests {
             let variable = format!("DARKROOM_{}", name.to_uppercase().replace('-', "_"));
             assert_eq!(arg.get_env().and_then(|env| env.to_str()), Some(variable.as_str()));
         }
+    }
+
+    #[test]
+    fn sigmas_are_numbers_with_commas() {
+        let Ok(Command::Generate(config)) = parse(&["generate", "a fox", "-o", "fox.png", "--sigmas", "14.6,7.1,0"])
+        else {
+            panic!("sigmas are not read")
+        };
+        assert_eq!(config.picture.sigmas, Some(vec![14.6, 7.1, 0.0]));
+        assert!(parse(&["generate", "a fox", "-o", "fox.png", "--sigmas", "14.6,,x"]).is_err());
     }
 
     #[test]

@@ -37,6 +37,9 @@ pub struct DrawingParameters<'a> {
     pub(crate) sampler: Option<SamplerKind>,
     #[serde(serialize_with = "scheduler_name")]
     pub(crate) scheduler: Option<SpacingKind>,
+    /// The noise levels, where the request lists them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sigmas: Option<&'a [f64]>,
     pub(crate) clip_skip: usize,
     #[serde(serialize_with = "shown")]
     pub(crate) prompt_syntax: PromptSyntax,
@@ -61,6 +64,14 @@ pub struct DrawingParameters<'a> {
     crop: Option<CropOffset>,
     #[serde(skip_serializing_if = "Option::is_none")]
     target_size: Option<PictureSize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) guidance_rescale: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guidance_start: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guidance_end: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) image_guidance_scale: Option<f64>,
 }
 
 impl<'a> DrawingParameters<'a> {
@@ -78,11 +89,13 @@ impl<'a> DrawingParameters<'a> {
             n: config.n,
             sampler: config.sampler,
             scheduler: config.scheduler,
+            sigmas: config.sigmas.as_deref(),
             clip_skip: config.clip_skip,
             prompt_syntax: config.prompt_syntax,
             long_prompt: config.long_prompt,
             eta: config.eta,
-            strength: config.image.is_some().then_some(config.strength),
+            // A picture that is edited is drawn from noise alone.
+            strength: config.image.as_ref().filter(|_| config.image_guidance_scale.is_none()).map(|_| config.strength),
             mask_blur: config.mask.is_some().then_some(config.mask_blur),
             inpaint_padding: config.inpaint_padding,
             prompt_2: config.prompt_2.as_deref(),
@@ -90,6 +103,10 @@ impl<'a> DrawingParameters<'a> {
             original_size: config.original_size,
             crop: config.crop,
             target_size: config.target_size,
+            guidance_rescale: Some(config.guidance_rescale).filter(|rescale| *rescale != 0.0),
+            guidance_start: Some(config.guidance_start).filter(|start| *start != 0.0),
+            guidance_end: Some(config.guidance_end).filter(|end| *end != 1.0),
+            image_guidance_scale: config.image_guidance_scale,
         }
     }
 
@@ -147,4 +164,21 @@ fn sampler_name<S: Serializer>(sampler: &Option<SamplerKind>, serializer: S) -> 
 #[expect(clippy::ref_option, clippy::trivially_copy_pass_by_ref, reason = "serde passes a field by reference")]
 fn scheduler_name<S: Serializer>(scheduler: &Option<SpacingKind>, serializer: S) -> Result<S::Ok, S::Error> {
     scheduler.map(SpacingKind::name).serialize(serializer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_lists_sigmas_says_so_and_no_other_does() {
+        let listed = SamplingConfig { sigmas: Some(vec![9.0, 0.5, 0.0]), steps: 2, ..SamplingConfig::default() };
+        let json = serde_json::to_value(DrawingParameters::of_image(&listed, 0)).unwrap();
+        assert_eq!(
+            (&json["sigmas"], &json["scheduler"]),
+            (&serde_json::json!([9.0, 0.5, 0.0]), &serde_json::Value::Null)
+        );
+        let plain = serde_json::to_value(DrawingParameters::of_request(&SamplingConfig::default())).unwrap();
+        assert!(plain.get("sigmas").is_none());
+    }
 }

@@ -41,6 +41,9 @@ pub fn infotext(parameters: &DrawingParameters<'_>, model: &str, digest: Option<
         ("Eta", parameters.eta.map(|eta| eta.to_string())),
         ("Denoising strength", parameters.strength.map(|strength| strength.to_string())),
         ("Mask blur", parameters.mask_blur.map(|blur| blur.to_string())),
+        // The name that the web UI's extension CFG_Rescale_webui gives it.
+        ("CFG Rescale", parameters.guidance_rescale.map(|rescale| rescale.to_string())),
+        ("Image CFG scale", parameters.image_guidance_scale.map(|scale| scale.to_string())),
         ("Model SHA-256", digest.map(str::to_owned)),
         ("Version", Some(format!("darkroom {}", env!("CARGO_PKG_VERSION")))),
     ];
@@ -82,6 +85,16 @@ const fn schedule_label(scheduler: SpacingKind) -> Option<&'static str> {
         SpacingKind::Karras => Some("Karras"),
         SpacingKind::Exponential => Some("Exponential"),
         SpacingKind::Beta => Some("Beta"),
+        SpacingKind::Lu => Some("Lu"),
+        SpacingKind::SgmUniform => Some("SGM Uniform"),
+        SpacingKind::Simple => Some("Simple"),
+        SpacingKind::DdimUniform => Some("DDIM"),
+        SpacingKind::KlOptimal => Some("KL Optimal"),
+        SpacingKind::Ays => Some("Align Your Steps"),
+        SpacingKind::Leading => Some("Leading"),
+        SpacingKind::Linspace => Some("Linspace"),
+        SpacingKind::Trailing => Some("Trailing"),
+        SpacingKind::Given => Some("Sigmas"),
     }
 }
 
@@ -202,7 +215,9 @@ mod tests {
     #[test]
     fn every_sampler_has_the_web_uis_name() {
         let spacings = SpacingKind::ALL.map(schedule_label);
-        assert_eq!(spacings, [None, Some("Karras"), Some("Exponential"), Some("Beta")]);
+        assert_eq!(spacings[..4], [None, Some("Karras"), Some("Exponential"), Some("Beta")]);
+        assert_eq!(spacings[5..9], ["SGM Uniform", "Simple", "DDIM", "KL Optimal"].map(Some));
+        assert_eq!(spacings[9], Some("Align Your Steps"));
         let labels = SamplerKind::ALL.map(sampler_label);
         let usual = ["DDIM", "PLMS", "Euler", "Euler a", "Heun", "DPM++ 2M"];
         assert_eq!(labels[..6], usual);

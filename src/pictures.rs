@@ -11,6 +11,7 @@ use crate::{
     Error, Result,
     image_utils::{base64_to_image, bytes_to_image, process_mask},
     imaging::{Margins, flatten},
+    pipeline::PictureUse,
     sampling::{DEFAULT_STRENGTH, Limits, SamplingConfig},
 };
 
@@ -52,14 +53,35 @@ impl GivenPictures {
     /// # Errors
     ///
     /// [`Error::InvalidParameter`] naming the field at fault.
-    pub fn decode(self, limits: &Limits) -> Result<SamplingConfig> {
+    pub fn decode(self, limits: &Limits, pictures: PictureUse) -> Result<SamplingConfig> {
         if self.image.is_none() {
             return match self.first_without_image() {
                 Some((field, message)) => Err(Error::invalid(field, message)),
                 None => Ok(SamplingConfig::default()),
             };
         }
-        self.decode_all(limits)
+        if pictures == PictureUse::Edit
+            && let Some((field, message)) = self.first_that_edits_nothing()
+        {
+            return Err(Error::unsupported(field, message));
+        }
+        self.decode_all(limits, pictures)
+    }
+
+    /// What is given although the model edits all of a picture.
+    fn first_that_edits_nothing(&self) -> Option<(&'static str, String)> {
+        if let Some(strength) = self.strength {
+            return Some(("strength", format!("is {strength}; this model edits pictures, and is told no strength")));
+        }
+        let given = [
+            ("mask", self.mask.is_some()),
+            ("extend", self.extend.is_some()),
+            ("mask_blur", self.mask_blur.is_some()),
+            ("mask_invert", self.mask_invert),
+            ("inpaint_padding", self.inpaint_padding.is_some()),
+        ];
+        let (field, _) = given.into_iter().find(|(_, given)| *given)?;
+        Some((field, "is not for this model, which edits whole pictures".to_owned()))
     }
 
     /// Whether there is a picture to decode.
@@ -94,7 +116,7 @@ impl GivenPictures {
         Some(("inpaint_padding", format!("is {padding}, without a mask to crop to")))
     }
 
-    fn decode_all(self, limits: &Limits) -> Result<SamplingConfig> {
+    fn decode_all(self, limits: &Limits, pictures: PictureUse) -> Result<SamplingConfig> {
         let margins = self.extend.unwrap_or_default();
         if self.extend.is_some() && margins.is_empty() {
             return Err(Error::invalid("extend", "is 0 on every side; at least one has to grow"));
@@ -113,7 +135,8 @@ impl GivenPictures {
             (image, mask) = grow(&image, mask.as_ref(), margins, limits)?;
         }
         // What is new around a picture has nothing to start from.
-        let strength = self.strength.unwrap_or(if margins.is_empty() { DEFAULT_STRENGTH } else { 1.0 });
+        let starts_from_it = margins.is_empty() && pictures == PictureUse::Start;
+        let strength = self.strength.unwrap_or(if starts_from_it { DEFAULT_STRENGTH } else { 1.0 });
         #[expect(clippy::cast_possible_truncation, reason = "a blur is a small number of pixels")]
         let mask_blur = self.mask_blur.unwrap_or(0.0) as f32;
         Ok(SamplingConfig {

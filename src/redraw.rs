@@ -53,6 +53,7 @@ pub struct Recorded {
     pub(crate) sampler: Option<SamplerKind>,
     #[serde(default, deserialize_with = "named")]
     pub(crate) scheduler: Option<SpacingKind>,
+    pub(crate) sigmas: Option<Vec<f64>>,
     pub(crate) clip_skip: Option<usize>,
     pub(crate) eta: Option<f64>,
     #[serde(default, deserialize_with = "named")]
@@ -67,6 +68,10 @@ pub struct Recorded {
     pub(crate) original_size: Option<PictureSize>,
     pub(crate) crop: Option<CropOffset>,
     pub(crate) target_size: Option<PictureSize>,
+    pub(crate) guidance_rescale: Option<f64>,
+    pub(crate) guidance_start: Option<f64>,
+    pub(crate) guidance_end: Option<f64>,
+    pub(crate) image_guidance_scale: Option<f64>,
     pub(crate) output: Option<RecordedOutput>,
 }
 

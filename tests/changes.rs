@@ -1,6 +1,9 @@
 //! Pictures that requests bring along, with the bundled model: what is kept, what is drawn, over HTTP and from files.
 
 mod common;
+#[path = "reference/support.rs"]
+#[expect(dead_code, reason = "most of it is for the numerical reference")]
+mod support;
 
 use std::{io::Cursor, net::SocketAddr, process::Command, sync::Arc};
 
@@ -9,6 +12,7 @@ use common::client::{Plug, generate, get, start, until_ready};
 use darkroom::{
     config::ServeConfig,
     image_utils::image_to_base64,
+    models::ModelSource,
     pipeline::{Generate, InferencePipeline, LoadOptions},
 };
 use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgb, RgbImage};
@@ -37,16 +41,25 @@ struct Worker {
 }
 
 async fn worker() -> Worker {
-    let load = || InferencePipeline::load(&LoadOptions::default(), &mut |_| {});
+    worker_with(LoadOptions::default()).await
+}
+
+async fn worker_with(options: LoadOptions) -> Worker {
+    let load = move || InferencePipeline::load(&options, &mut |_| {});
     let (address, plug) = start(ServeConfig::default(), move |_| Ok(Arc::new(load()?) as Arc<dyn Generate>)).await;
     until_ready(address).await;
     Worker { address, _plug: plug }
 }
 
-async fn draw(worker: &Worker, body: Value) -> RgbImage {
+/// A request with what draws the same picture every time.
+fn whole(body: &Value) -> Value {
     let mut whole = json!({ "prompt": "a red apple", "seed": 3, "steps": 8 });
     whole.as_object_mut().unwrap().extend(body.as_object().unwrap().clone());
-    let answer = generate(worker.address, &[("Accept", "image/png")], &whole).await;
+    whole
+}
+
+async fn draw(worker: &Worker, body: Value) -> RgbImage {
+    let answer = generate(worker.address, &[("Accept", "image/png")], &whole(&body)).await;
     assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
     image::load_from_memory(&answer.body).unwrap().into_rgb8()
 }
@@ -185,4 +198,83 @@ fn the_command_line_takes_pictures_from_files() {
     assert!(code == Some(2) && said.contains("image: is gone.png: No such file"), "{code:?} {said}");
     assert_eq!(run(&["--mask", "mask.png"]).0, Some(2));
     assert_eq!(run(&["--image", "in.png", "--extend", "1,2"]).0, Some(2));
+}
+
+/// A folder with the tiny checkpoint that edits pictures.
+fn editing_model() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    support::copy_folder(&support::data("sd15/model"), folder.path());
+    support::make_for_editing(folder.path());
+    folder
+}
+
+#[tokio::test]
+async fn a_model_that_edits_takes_a_picture_and_how_far_to_follow_it() {
+    let folder = editing_model();
+    let source = ModelSource::Directory(folder.path().to_owned());
+    let worker = worker_with(LoadOptions { source, ..LoadOptions::default() }).await;
+    let model = get(worker.address, "/model").await.json();
+    assert_eq!((&model["inputs"], &model["defaults"]["image_guidance_scale"]), (&json!(["image"]), &json!(1.5)));
+
+    let image = base64(bands(SIDE, SIDE));
+    let body = json!({ "image": image, "image_guidance_scale": 2 });
+    let answer = generate(worker.address, &[("Accept", "image/png")], &whole(&body)).await;
+    let edited = image::load_from_memory(&answer.body).unwrap().into_rgb8();
+    assert!(difference(&edited, &draw(&worker, json!({ "image": image })).await) > 1.0, "the default is another");
+    let job = generate(worker.address, &[("Prefer", "wait=60")], &whole(&json!({ "image": image }))).await.json();
+    assert_eq!((&job["request"]["image_guidance_scale"], &job["request"]["strength"]), (&json!(1.5), &Value::Null));
+    assert!(job["warnings"].as_array().is_none_or(Vec::is_empty), "{job}");
+
+    let from = STANDARD.encode(&answer.body);
+    let again = generate(worker.address, &[("Accept", "image/png")], &json!({ "from": from, "image": image })).await;
+    assert!(again.body == answer.body, "it is drawn again byte for byte");
+    for (body, field) in [
+        (json!({}), "image"),
+        (json!({ "image": image, "strength": 1 }), "strength"),
+        (json!({ "image": image, "mask": base64(right_half()) }), "mask"),
+        (json!({ "image": image, "extend": { "left": 8 } }), "extend"),
+        (json!({ "from": from }), "from"),
+    ] {
+        let refused = generate(worker.address, &[], &whole(&body)).await;
+        assert_eq!((refused.status, &refused.json()["field"]), (422, &json!(field)), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_model_that_does_not_edit_refuses_how_far_to_follow_a_picture() {
+    let worker = worker().await;
+    let model = get(worker.address, "/model").await.json();
+    assert_eq!(model["inputs"], json!(["image", "mask"]));
+    assert_eq!(model["defaults"]["image_guidance_scale"], Value::Null);
+    let body = json!({ "image": base64(bands(SIDE, SIDE)), "image_guidance_scale": 1.5 });
+    let refused = generate(worker.address, &[], &whole(&body)).await;
+    assert_eq!((refused.status, &refused.json()["field"]), (422, &json!("image_guidance_scale")));
+}
+
+#[test]
+fn the_command_line_edits_a_picture() {
+    let model = editing_model();
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    bands(96, 64).save(path("in.png")).unwrap();
+    let run = |more: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_darkroom"))
+            .current_dir(folder.path())
+            .args(["generate", "make it snow", "--output", "out.png", "--seed", "3", "--steps", "2", "--model"])
+            .arg(model.path())
+            .args(more)
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, said) = run(&["--image", "in.png", "--image-guidance-scale", "2", "--guidance-end", "0.5"]);
+    assert_eq!(code, Some(0), "{said}");
+    let request = darkroom::imaging::inspect(&std::fs::read(path("out.png")).unwrap()).unwrap().texts;
+    let parameters = request.parameters.unwrap();
+    assert!(parameters.contains("Size: 96x64") && parameters.contains("Image CFG scale: 2,"), "{parameters}");
+    assert!(request.request.unwrap().contains(r#""guidance_end":0.5,"image_guidance_scale":2.0"#));
+    let (code, said) = run(&["--image", "in.png", "--strength", "0.5"]);
+    assert!(code == Some(2) && said.contains("strength: "), "{code:?}: {said}");
+    let (code, said) = run(&[]);
+    assert!(code == Some(2) && said.contains("image: is missing"), "{code:?}: {said}");
 }

@@ -15,8 +15,9 @@ use common::{
     fake,
 };
 use darkroom::{
-    config::ServeConfig,
+    config::{Cli, Command, ServeConfig},
     http::{App, Phase, router},
+    loading::load_model,
 };
 use http_body_util::BodyExt;
 use image::DynamicImage;
@@ -188,6 +189,21 @@ async fn invalid_parameter_422() {
         (json!({ "width": 2048, "height": 2048 }), "width", "this worker allows at most 1048576"),
         (json!({ "steps": 151 }), "steps", "is 151; 1 to 150 are allowed"),
         (json!({ "guidance_scale": 31 }), "guidance_scale", "is 31; 0 to 30 is allowed"),
+        (json!({ "guidance_rescale": 1.1 }), "guidance_rescale", "is 1.1; 0 to 1 is allowed"),
+        (json!({ "guidance_start": -0.1 }), "guidance_start", "is -0.1; 0 and more, below 1, is allowed"),
+        (json!({ "guidance_start": 1 }), "guidance_start", "is 1; 0 and more, below 1, is allowed"),
+        (
+            json!({ "guidance_end": 1.5 }),
+            "guidance_end",
+            "is 1.5; above guidance_start, which is 0, and up to 1 is allowed",
+        ),
+        (
+            json!({ "guidance_start": 0.5, "guidance_end": 0.5 }),
+            "guidance_end",
+            "is 0.5; above guidance_start, which is 0.5, and up to 1 is allowed",
+        ),
+        (json!({ "image_guidance_scale": 0.9 }), "image_guidance_scale", "is 0.9; 1 to 30 is allowed"),
+        (json!({ "image_guidance_scale": 31 }), "image_guidance_scale", "is 31; 1 to 30 is allowed"),
         (json!({ "seed": 9_007_199_254_740_992_u64 }), "seed", "is 9007199254740992; 0 to 9007199254740991"),
         (json!({ "seed": -1 }), "seed", "is -1; 0 to 9007199254740991 is allowed; leave seed out for a random one"),
         (json!({ "seed": 1e300 }), "seed", "is 1e300; 0 to 9007199254740991 is allowed"),
@@ -197,8 +213,18 @@ async fn invalid_parameter_422() {
         (
             json!({ "scheduler": "magic" }),
             "scheduler",
-            "is \"magic\"; one of checkpoint, karras, exponential, beta is allowed",
+            "is \"magic\"; one of checkpoint, karras, exponential, beta, lu, sgm_uniform, simple, ddim_uniform, kl_optimal, \
+             ays, leading, linspace, trailing is allowed",
         ),
+        (json!({ "sigmas": [] }), "sigmas", "has 0 values before a last 0; 1 to 150 are allowed"),
+        (json!({ "sigmas": [1, 2, 0] }), "sigmas", "goes from 1 to 2; values that fall are allowed"),
+        (json!({ "sigmas": [3, -1] }), "sigmas", "has -1; 0.0001 to 10000 is allowed, and 0 as the last value"),
+        (
+            json!({ "sigmas": [3, 1], "scheduler": "lu" }),
+            "sigmas",
+            "is given beside the scheduler lu; one of the two is allowed",
+        ),
+        (json!({ "sigmas": [3, 1, 0], "steps": 3 }), "steps", "is 3; the 2 steps of sigmas are allowed"),
         (json!({ "sampler": "ddim", "eta": 1.5 }), "eta", "is 1.5; 0 to 1 is allowed"),
         (
             json!({ "sampler": "dpmpp_2m", "eta": 0.5 }),
@@ -576,4 +602,27 @@ async fn a_private_network_is_opened_to_named_origins_alone() {
         let answer = InProcess::new(config).send(preflight.body(Body::empty()).unwrap()).await;
         assert_eq!(answer.header("access-control-allow-private-network"), expected, "{allowed} {origin}");
     }
+}
+
+#[tokio::test]
+async fn a_size_beyond_the_memory_limit_names_what_it_needs_and_what_is_allowed() {
+    use clap::Parser;
+
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/data/sd15/model");
+    let arguments = ["darkroom", "serve", "--model", model, "--device", "cpu", "--dtype", "f32"];
+    let cli = Cli::try_parse_from(arguments.iter().chain(&["--memory-limit", "24MiB"])).unwrap();
+    let Command::Serve(config) = cli.into_command() else { panic!("it serves") };
+    let app = App::new(config.clone());
+    app.make_ready(load_model(&config.model, config.cost.limits(), &mut |_| {}).unwrap());
+    let router = router(Arc::clone(&app));
+    let worker = InProcess { app, router, hands: fake().1 };
+    let sized = |width: usize, height: usize| fox(json!({ "width": width, "height": height, "steps": 1 }));
+    let detail = worker.post(sized(1024, 768)).await.problem(422, "invalid_parameter", Some("width"));
+    let said = detail.strip_prefix("width: 1024 times height 768 needs ").unwrap_or_else(|| panic!("{detail}"));
+    let (needed, allowed) = said.split_once(" MiB of memory besides the model; ").unwrap();
+    assert!(needed.parse::<usize>().unwrap() > 24 && allowed == "24 MiB are allowed", "{detail}");
+    // What fits is drawn by the same worker.
+    let drawn = worker.post_accepting("image/png", sized(64, 64)).await;
+    assert_eq!(drawn.status, 200, "{}", String::from_utf8_lossy(&drawn.body));
+    assert_eq!(worker.at(Method::GET, "/model").await.json()["memory"]["limit_bytes"], 24 << 20);
 }

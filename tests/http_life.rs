@@ -77,7 +77,10 @@ async fn probes_answer_while_the_model_loads_and_say_how_far_it_is() {
         "samplers": ["ddim", "pndm", "euler", "euler_ancestral", "heun", "dpmpp_2m", "dpm_2", "dpm_2_ancestral", "lms",
             "uni_pc", "deis", "ddpm", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpm_single", "lcm",
             "tcd", "edm_euler", "edm_dpmpp_2m"],
-        "schedulers": ["checkpoint", "karras", "exponential", "beta"],
+        "schedulers": [
+            "checkpoint", "karras", "exponential", "beta", "lu", "sgm_uniform", "simple", "ddim_uniform", "kl_optimal",
+            "ays", "leading", "linspace", "trailing"
+        ],
         "formats": ["png", "jpeg", "webp"], "inputs": ["image", "mask"],
         "limits": {
             "max_pixels": 1_048_576, "max_batch": 4, "max_body_bytes": 33_554_432, "queue_capacity": 10,

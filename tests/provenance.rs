@@ -39,7 +39,32 @@ fn wish() -> Value {
     json!({
         "prompt": "a red apple, 狐", "negative_prompt": "blue", "seed": 41, "steps": 5, "width": 96, "height": 64,
         "guidance_scale": 4.5, "sampler": "euler_ancestral", "scheduler": "karras", "clip_skip": 1,
+        "guidance_rescale": 0.5, "guidance_start": 0.2, "guidance_end": 0.8,
     })
+}
+
+#[tokio::test]
+async fn listed_levels_are_drawn_again_and_give_way_to_a_spacing() {
+    let worker = worker().await;
+    let mut body = wish();
+    for field in ["steps", "scheduler"] {
+        body.as_object_mut().unwrap().remove(field);
+    }
+    body["sigmas"] = json!([14.6, 3.1, 0.4, 0.0]);
+    let first = draw(&worker, "image/png", &body).await;
+    let from = STANDARD.encode(&first);
+    assert!(first == draw(&worker, "image/png", &json!({ "from": from })).await);
+
+    let spaced = draw(&worker, "image/png", &json!({ "from": from, "scheduler": "simple" })).await;
+    let mut wanted = body.clone();
+    wanted.as_object_mut().unwrap().remove("sigmas");
+    (wanted["scheduler"], wanted["steps"]) = (json!("simple"), json!(3));
+    assert!(spaced == draw(&worker, "image/png", &wanted).await && spaced != first);
+
+    let listed = draw(&worker, "image/png", &json!({ "from": STANDARD.encode(&spaced), "sigmas": [9, 1] })).await;
+    wanted = body;
+    wanted["sigmas"] = json!([9, 1]);
+    assert!(listed == draw(&worker, "image/png", &wanted).await);
 }
 
 async fn inspected(worker: &Worker, picture: &[u8]) -> Value {

@@ -14,6 +14,8 @@ mod messages;
 mod pace;
 mod queue;
 mod record;
+#[cfg(test)]
+mod scarcity;
 mod waiting;
 mod worker;
 

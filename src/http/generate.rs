@@ -25,8 +25,9 @@ use crate::{
     engine::{Fetched, Job, Outcome},
     models::WeightsDigest,
     pictures::GivenPictures,
+    pipeline::ModelInfo,
     redraw::Source,
-    sampling::{Limits, SamplingConfig},
+    sampling::SamplingConfig,
 };
 
 /// How many requests' pictures are decoded at a time; the others wait. A picture that is decoded takes many times the
@@ -116,7 +117,7 @@ async fn parse(app: &App, headers: &HeaderMap, bytes: &[u8]) -> Result<(Wish, An
     };
     let loaded = app.accepting()?;
     let model = loaded.pipeline.model();
-    let pictures = decode(body.take_pictures()?, model.limits).await?;
+    let pictures = decode(body.take_pictures()?, model).await?;
     let wish = Wish { warnings, ..body.into_wish(format, model, pictures)? };
     loaded.pipeline.check(&wish.config).map_err(|error| Problem::from(&error))?;
     Ok((wish, answer))
@@ -136,13 +137,14 @@ async fn source(picture: String, digest: WeightsDigest) -> Result<(Source, Optio
 }
 
 /// Decodes the pictures that came along, off the asynchronous threads.
-async fn decode(pictures: GivenPictures, limits: Limits) -> Result<SamplingConfig, Problem> {
+async fn decode(pictures: GivenPictures, model: &ModelInfo) -> Result<SamplingConfig, Problem> {
+    let (limits, used) = (model.limits, model.pictures);
     if pictures.is_empty() {
-        return pictures.decode(&limits).map_err(|error| Problem::from(&error));
+        return pictures.decode(&limits, used).map_err(|error| Problem::from(&error));
     }
     // The semaphore is never closed.
     let _turn = DECODING.acquire().await.map_err(|_| Problem::internal())?;
-    match tokio::task::spawn_blocking(move || pictures.decode(&limits)).await {
+    match tokio::task::spawn_blocking(move || pictures.decode(&limits, used)).await {
         Ok(decoded) => decoded.map_err(|error| Problem::from(&error)),
         Err(error) => {
             tracing::error!(%error, "an input image broke its decoder");

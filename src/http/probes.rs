@@ -14,7 +14,7 @@ use super::{app::App, lifecycle::Phase, problem::Problem, view::millis};
 use crate::{
     output::OutputFormat,
     pipeline::PromptSupport,
-    sampling::{LongPrompt, PromptSyntax, SpacingKind},
+    sampling::{LongPrompt, PromptSyntax},
 };
 
 #[derive(Serialize)]
@@ -98,10 +98,10 @@ struct Model<'a> {
     native_size: Size,
     defaults: Defaults,
     samplers: Vec<&'static str>,
-    schedulers: [&'static str; SpacingKind::ALL.len()],
+    schedulers: Vec<&'static str>,
     formats: [&'static str; OutputFormat::ALL.len()],
     /// What a request may bring along besides its text.
-    inputs: [&'static str; 2],
+    inputs: &'static [&'static str],
     limits: ModelLimits,
     prompts: Prompts,
     memory: ModelMemory,
@@ -150,6 +150,9 @@ struct Size {
 struct Defaults {
     steps: usize,
     guidance_scale: f64,
+    /// For models that edit pictures.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_guidance_scale: Option<f64>,
     sampler: &'static str,
     scheduler: &'static str,
 }
@@ -176,13 +179,14 @@ pub(super) async fn model(State(app): State<Arc<App>>) -> Result<Response, Probl
         defaults: Defaults {
             steps: model.default_steps,
             guidance_scale: model.default_guidance_scale,
+            image_guidance_scale: model.pictures.image_guidance_scale(),
             sampler: model.default_sampler.name(),
             scheduler: model.default_scheduler.name(),
         },
         samplers: model.samplers.iter().map(|sampler| sampler.name()).collect(),
-        schedulers: SpacingKind::ALL.map(SpacingKind::name),
+        schedulers: model.schedulers.iter().map(|spacing| spacing.name()).collect(),
         formats: OutputFormat::ALL.map(OutputFormat::name),
-        inputs: ["image", "mask"],
+        inputs: model.pictures.inputs(),
         limits: ModelLimits {
             max_pixels: model.limits.max_pixels,
             max_batch: model.limits.max_batch,

@@ -84,7 +84,11 @@ fn work(config: &SamplingConfig) -> Work {
     Work {
         images: config.n,
         steps: config.steps_drawn(),
-        passes: if config.guidance_scale > 1.0 { 2 } else { 1 },
+        passes: match (config.guidance_scale > 1.0, config.image_guidance_scale) {
+            (false, _) => 1,
+            (true, None) => 2,
+            (true, Some(_)) => 3,
+        },
         pixels: config.width.unwrap_or(0) * config.height.unwrap_or(0),
     }
 }

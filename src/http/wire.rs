@@ -20,7 +20,7 @@ use crate::{
     pictures::{Encoded, GivenPictures},
     pipeline::ModelInfo,
     redraw::{Beside, Source, check_beside, unreadable},
-    sampling::SamplingConfig,
+    sampling::{SamplingConfig, steps_of_sigmas},
 };
 
 const MAX_TAG_BYTES: usize = 256;
@@ -42,6 +42,7 @@ pub(super) struct GenerateBody {
     n: Option<Whole>,
     sampler: Option<Text>,
     scheduler: Option<Text>,
+    sigmas: Option<Vec<Number>>,
     eta: Option<Number>,
     clip_skip: Option<Whole>,
     image: Option<Text>,
@@ -59,6 +60,10 @@ pub(super) struct GenerateBody {
     original_size: Option<Object<SizeBody>>,
     crop: Option<Object<CropBody>>,
     target_size: Option<Object<SizeBody>>,
+    guidance_rescale: Option<Number>,
+    guidance_start: Option<Number>,
+    guidance_end: Option<Number>,
+    image_guidance_scale: Option<Number>,
     output: Option<Object<OutputBody>>,
     deadline_ms: Option<Whole>,
     on_disconnect: Option<Text>,
@@ -144,9 +149,17 @@ impl GenerateBody {
     /// Fills in what the request leaves out from that of a picture that is drawn again.
     pub(super) fn draw_again(&mut self, source: &Source) -> Result<(), Problem> {
         let recorded = Self::parse(source.request.as_bytes());
-        let recorded = recorded.map_err(|problem| Problem::from(&unreadable(&problem.detail())))?;
+        let mut recorded = recorded.map_err(|problem| Problem::from(&unreadable(&problem.detail())))?;
+        // A spacing replaces levels that are listed, and levels replace a spacing and its number of steps.
+        if self.sigmas.is_some() {
+            (recorded.scheduler, recorded.steps) = (None, None);
+        } else if self.scheduler.is_some() {
+            recorded.sigmas = None;
+        }
         let (image, mask) = (self.image.is_some(), self.mask.is_some() || self.extend.is_some());
-        let (had_image, had_mask) = (recorded.strength.is_some(), recorded.mask_blur.is_some());
+        // A picture that was edited has no strength.
+        let had_image = recorded.strength.is_some() || recorded.image_guidance_scale.is_some();
+        let had_mask = recorded.mask_blur.is_some();
         check_beside(had_image, had_mask, Beside { image, mask }).map_err(|error| Problem::from(&error))?;
         // Every field by its name, so that none is forgotten.
         macro_rules! fill_in {
@@ -166,6 +179,7 @@ impl GenerateBody {
             n,
             sampler,
             scheduler,
+            sigmas,
             clip_skip,
             eta,
             target_size,
@@ -188,6 +202,10 @@ impl GenerateBody {
             on_disconnect,
             tag,
             from,
+            guidance_rescale,
+            guidance_start,
+            guidance_end,
+            image_guidance_scale,
         );
         Ok(())
     }
@@ -224,12 +242,15 @@ impl GenerateBody {
         let pictures =
             SamplingConfig { width: side("width", self.width)?, height: side("height", self.height)?, ..pictures };
         let (width, height) = model.size_for(&pictures).map_err(invalid)?;
+        let sigmas: Option<Vec<f64>> =
+            self.sigmas.map(|sigmas| sigmas.into_iter().map(|Number(sigma)| sigma).collect());
+        let steps = sigmas.as_deref().map_or(model.default_steps, steps_of_sigmas);
         let config = SamplingConfig {
             prompt,
             negative_prompt: self.negative_prompt.map(|Text(prompt)| prompt),
             width: Some(width),
             height: Some(height),
-            steps: whole("steps", self.steps, model.default_steps)?,
+            steps: whole("steps", self.steps, steps)?,
             guidance_scale: self.guidance_scale.map_or(model.default_guidance_scale, |Number(scale)| scale),
             seed,
             n,
@@ -239,8 +260,9 @@ impl GenerateBody {
             },
             scheduler: match self.scheduler {
                 Some(Text(name)) => Some(name.parse().map_err(invalid)?),
-                None => Some(model.default_scheduler),
+                None => sigmas.is_none().then_some(model.default_scheduler),
             },
+            sigmas,
             eta: self.eta.map(|Number(eta)| eta),
             clip_skip: whole("clip_skip", self.clip_skip, 0)?,
             preview_every: whole("preview_every", self.preview_every, 0)?,
@@ -251,6 +273,13 @@ impl GenerateBody {
             original_size: self.original_size.map(|Object(size)| size.size("original_size")).transpose()?,
             crop: self.crop.map(|Object(crop)| crop.offset("crop")).transpose()?,
             target_size: self.target_size.map(|Object(size)| size.size("target_size")).transpose()?,
+            guidance_rescale: number(self.guidance_rescale, 0.0),
+            guidance_start: number(self.guidance_start, 0.0),
+            guidance_end: number(self.guidance_end, 1.0),
+            image_guidance_scale: self
+                .image_guidance_scale
+                .map(|Number(scale)| scale)
+                .or(model.pictures.image_guidance_scale()),
             ..pictures
         };
         config.validate(&model.limits).map_err(invalid)?;
@@ -299,6 +328,10 @@ impl OnDisconnect {
 /// A value with a name, or the default one.
 fn named<T: Default + FromStr<Err = crate::Error>>(given: Option<Text>) -> Result<T, Problem> {
     given.map_or_else(|| Ok(T::default()), |Text(name)| name.parse().map_err(|error| Problem::from(&error)))
+}
+
+fn number(given: Option<Number>, default: f64) -> f64 {
+    given.map_or(default, |Number(number)| number)
 }
 
 fn whole(field: &'static str, given: Option<Whole>, default: usize) -> Result<usize, Problem> {

@@ -33,9 +33,12 @@ impl NumberBytes {
         }
     }
 
-    /// What the kernels' transformed rows of a map take, `channels` wide.
-    fn band(self, width: usize, channels: usize) -> usize {
-        if self.scratch == 0 { band_bytes(width, channels, self.product) } else { 0 }
+    /// What the kernels' transformed rows of a map take: at most all of its rows, twice as wide.
+    fn band(self, (height, width): (usize, usize), channels: usize) -> usize {
+        if self.scratch > 0 {
+            return 0;
+        }
+        band_bytes(width, channels, self.product).min(2 * height * width * channels * self.product)
     }
 
     /// What the scores of an attention take.
@@ -50,14 +53,16 @@ impl UnetConfig {
     pub fn pass_bytes(&self, size: (usize, usize), batch: usize, bytes: NumberBytes) -> usize {
         let channels = &self.block_out_channels;
         let last = channels.len() - 1;
-        let pixels = |level: usize| batch * size.0.div_ceil(1 << level) * size.1.div_ceil(1 << level);
+        // A batch's maps are one below the other.
+        let size = |level: usize| (batch * size.0.div_ceil(1 << level), size.1.div_ceil(1 << level));
+        let pixels = |level: usize| size(level).0 * size(level).1;
         let mut skips = vec![(channels[0], pixels(0))];
         let (mut held, mut most) = (skips[0].0 * skips[0].1 * bytes.sum, 0);
         let mut inputs = channels[0];
         for (index, &outputs) in channels.iter().enumerate() {
             for layer in 0..self.layers_per_block.of(index) {
                 let attends = self.attends_down(index) && self.transformer_layers_down(index, layer) > 0;
-                most = most.max(held + layer_bytes(inputs, outputs, attends, pixels(index), bytes));
+                most = most.max(held + layer_bytes((inputs, outputs), attends, size(index), bytes));
                 skips.push((outputs, pixels(index)));
                 held += outputs * pixels(index) * bytes.sum;
                 inputs = outputs;
@@ -67,7 +72,7 @@ impl UnetConfig {
                 held += outputs * pixels(index + 1) * bytes.sum;
             }
         }
-        most = most.max(held + layer_bytes(inputs, inputs, self.middle_attends(), pixels(last), bytes));
+        most = most.max(held + layer_bytes((inputs, inputs), self.middle_attends(), size(last), bytes));
         for index in 0..=last {
             let mirror = last - index;
             let outputs = channels[mirror];
@@ -75,7 +80,7 @@ impl UnetConfig {
                 let Some((skip, skip_pixels)) = skips.pop() else { break };
                 // The map, and the map with the skip.
                 let joined = pixels(mirror) * bytes.sum * (inputs + inputs + skip);
-                let layer = layer_bytes(inputs + skip, outputs, self.attends_up(index), pixels(mirror), bytes);
+                let layer = layer_bytes((inputs + skip, outputs), self.attends_up(index), size(mirror), bytes);
                 most = most.max(held + joined + layer);
                 held -= skip * skip_pixels * bytes.sum;
                 inputs = outputs;
@@ -86,9 +91,11 @@ impl UnetConfig {
 }
 
 /// What a residual block, and a transformer behind it, hold besides what comes in.
-fn layer_bytes(inputs: usize, outputs: usize, attends: bool, pixels: usize, bytes: NumberBytes) -> usize {
+fn layer_bytes((inputs, outputs): (usize, usize), attends: bool, size: (usize, usize), bytes: NumberBytes) -> usize {
+    let pixels = size.0 * size.1;
     let shortcut = if inputs == outputs { 0 } else { outputs };
-    let resnet = pixels * ((2 * outputs + shortcut) * bytes.sum + inputs.max(outputs) * bytes.scratch);
+    let maps = (2 * outputs + shortcut) * bytes.sum + inputs.max(outputs) * bytes.scratch;
+    let resnet = pixels * maps + bytes.band(size, inputs.max(outputs));
     // The map, the tokens and the next ones; a norm's result, queries, keys, values and what they find, or the perceptron.
     let transformer = pixels * outputs * (3 * bytes.sum + 5 * bytes.product) + bytes.scores();
     if attends { resnet.max(transformer) } else { resnet }
@@ -110,7 +117,8 @@ impl VaeConfig {
             most = most.max(of_block).max(if is_whole { doubling } else { 0 });
             inputs = outputs;
         }
-        most + picture_bytes(size)
+        // What is made of the picture's values until they are bytes comes when the maps have gone.
+        most.max(3 * size.0 * size.1 * self.out_channels * DType::F32.size_in_bytes())
     }
 
     /// The most bytes that encoding one picture of `size`, height and width in pixels, holds.
@@ -123,7 +131,8 @@ impl VaeConfig {
             most = most.max(self.block_bytes(size, level, (inputs, outputs), tiling, bytes));
             inputs = outputs;
         }
-        most + picture_bytes(size)
+        // The picture itself stays.
+        most + size.0 * size.1 * self.in_channels * bytes.product
     }
 
     /// Of the residual blocks at a level, 0 for the picture's size.
@@ -140,13 +149,13 @@ impl VaeConfig {
             Tiling::Strips(rows) if level < BLOCKS_IN_STRIPS => {
                 // Two maps, or the input's one, and a strip's share of what a layer holds of whole maps.
                 let maps = pixels(size, level) * inputs.max(2 * outputs) * bytes.product;
-                let strip = (2 + (rows >> level)) * (size.1 >> level);
-                maps + bytes.band(size.1 >> level, inputs)
-                    + strip * (2 * (inputs + outputs) * bytes.product + inputs.max(outputs) * bytes.scratch)
+                let strip = (2 + (rows >> level), size.1 >> level);
+                let layer = 2 * (inputs + outputs) * bytes.product + inputs.max(outputs) * bytes.scratch;
+                maps + bytes.band(strip, inputs) + strip.0 * strip.1 * layer
             }
             _ => {
                 let maps = (inputs + 2 * outputs + shortcut).max(3 * outputs) * bytes.product;
-                let band = bytes.band(size.1 >> level, inputs);
+                let band = bytes.band((size.0 >> level, size.1 >> level), inputs);
                 pixels(size, level) * (maps + inputs.max(outputs) * bytes.scratch) + band
             }
         }
@@ -156,9 +165,4 @@ impl VaeConfig {
 /// Pixels of a map that is halved `level` times.
 fn pixels((height, width): (usize, usize), level: usize) -> usize {
     (height >> level) * (width >> level)
-}
-
-/// A picture's planes in f32, twice.
-fn picture_bytes((height, width): (usize, usize)) -> usize {
-    2 * height * width * 3 * DType::F32.size_in_bytes()
 }

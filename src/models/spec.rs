@@ -14,7 +14,7 @@ use crate::{
     Error, Result,
     json::keys::{Class, Key, KeyTable, Unheeded},
     nn::Activation,
-    sampling::{SamplerKind, SchedulerConfig, Setting},
+    sampling::{AlignedLevels, SamplerKind, SchedulerConfig, Setting},
 };
 
 /// Steps and guidance of a request that names none, where the checkpoint does not say. The guidance scales are
@@ -22,6 +22,8 @@ use crate::{
 const DEFAULT_STEPS: usize = 20;
 const DEFAULT_GUIDANCE_SCALE: f64 = 7.5;
 const DEFAULT_GUIDANCE_SCALE_XL: f64 = 5.0;
+/// Steps and guidance of a latent consistency model, diffusers' pipeline's own.
+const DEFAULTS_CONSISTENT: (usize, f64) = (4, 8.5);
 
 /// A pipeline of the Stable Diffusion family. The families differ in this data alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +57,8 @@ pub struct ModelSpec {
     pub text_encoders: Vec<TextEncoderSpec>,
     /// The denoiser.
     pub unet: UnetConfig,
+    /// Whether the denoiser edits pictures: it is shown latents, and those of the picture to edit.
+    pub edits: bool,
     /// The autoencoder.
     pub vae: VaeConfig,
     /// The scheduler.
@@ -110,9 +114,13 @@ const SCHEDULER: &str = "scheduler/scheduler_config.json";
 const VAE: &str = "vae/config.json";
 /// The pipelines' classes in diffusers. Whether a checkpoint draws from text, from a picture or behind a mask is the
 /// request's to say; the UNet tells whether it is shown the mask.
-const PIPELINES: [&str; 3] = ["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", INPAINT];
+const PIPELINES: [&str; 4] = ["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", INPAINT, EDIT];
 const PIPELINES_XL: [&str; 3] =
     ["StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"];
+/// Pipelines of latent consistency models (Luo et al. 2023), which are Stable Diffusion's but for their defaults.
+const PIPELINES_CONSISTENT: [&str; 2] = ["LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline"];
+/// Brooks et al. 2023.
+const EDIT: &str = "StableDiffusionInstructPix2PixPipeline";
 const INPAINT: &str = "StableDiffusionInpaintPipeline";
 /// The side in latents that early files of Stable Diffusion mean where they have a smaller one.
 const EARLY_SAMPLE_SIZE: usize = 64;
@@ -123,7 +131,17 @@ const PICTURE_PROMPTS: &str = "it is for pictures as prompts, which are not supp
 
 /// The keys of both pipelines. `null` for a component is a component that is missing, which is found when it is read.
 const INDEX_KEYS: KeyTable = KeyTable {
-    class: Class::OneOf(&[PIPELINES[0], PIPELINES[1], PIPELINES[2], PIPELINES_XL[0], PIPELINES_XL[1], PIPELINES_XL[2]]),
+    class: Class::OneOf(&[
+        PIPELINES[0],
+        PIPELINES[1],
+        PIPELINES[2],
+        PIPELINES[3],
+        PIPELINES_XL[0],
+        PIPELINES_XL[1],
+        PIPELINES_XL[2],
+        PIPELINES_CONSISTENT[0],
+        PIPELINES_CONSISTENT[1],
+    ]),
     keys: &[
         Key::only("vae", &[r#"["diffusers", "AutoencoderKL"]"#], CLASS),
         Key::only("text_encoder", &[r#"["transformers", "CLIPTextModel"]"#], CLASS),
@@ -184,7 +202,14 @@ impl ModelSpec {
         for key in vae.leave_out_unread(family == Family::StableDiffusionXl) {
             checkpoint.warn_of(VAE, Unheeded { key, why: "the pipeline does not look at this key" });
         }
-        if family != Family::StableDiffusionXl {
+        let consistent = PIPELINES_CONSISTENT.contains(&index.class_name.as_str());
+        if consistent && !unet.is_told_guidance() {
+            let message = format!("time_cond_proj_dim is missing, which {} needs", index.class_name);
+            return Err(checkpoint.unsupported(UNET, message));
+        }
+        let edits = index.class_name == EDIT;
+        // The one that edits pictures and those of latent consistency models override nothing.
+        if family != Family::StableDiffusionXl && !edits && !consistent {
             // diffusers' pipelines override these, which early files have wrong.
             if unet.is_before_0_9() && matches!(unet.sample_size, Some(PerBlock::One(side)) if side < EARLY_SAMPLE_SIZE)
             {
@@ -197,11 +222,17 @@ impl ModelSpec {
                 scheduler.set("clip_sample", Setting::Flag(false));
             }
         }
-        let (default_steps, default_guidance_scale) = defaults(checkpoint, family)?;
+        match family {
+            Family::StableDiffusion1 => scheduler.align(AlignedLevels::StableDiffusion1),
+            Family::StableDiffusionXl => scheduler.align(AlignedLevels::StableDiffusionXl),
+            Family::StableDiffusion2 => {}
+        }
+        let (default_steps, default_guidance_scale) = defaults(checkpoint, family, consistent)?;
         let spec = Self {
             family,
             text_encoders,
             unet,
+            edits,
             vae,
             scheduler,
             force_zeros_for_empty_prompt: index.force_zeros_for_empty_prompt,
@@ -215,8 +246,16 @@ impl ModelSpec {
     /// Checks that the components fit each other.
     fn check(&self, checkpoint: &Checkpoint) -> Result<()> {
         let latents = self.vae.latent_channels;
+        if self.edits && self.unet.in_channels != 2 * latents {
+            let message = format!(
+                "in_channels is {}; {EDIT} needs twice the autoencoder's latent_channels, {}",
+                self.unet.in_channels,
+                2 * latents
+            );
+            return Err(checkpoint.unsupported(UNET, message));
+        }
         for (key, channels) in [("in_channels", self.unet.in_channels), ("out_channels", self.unet.out_channels)] {
-            if channels != latents && !(key == "in_channels" && self.shows_mask()) {
+            if channels != latents && !(key == "in_channels" && (self.edits || self.shows_mask())) {
                 let message = format!(
                     "{key} is {channels}, the autoencoder's latent_channels {latents}; they have to be the same"
                 );
@@ -295,8 +334,11 @@ fn scheduler_class(entry: &Value) -> Result<SamplerKind, String> {
     }
 }
 
-fn defaults(checkpoint: &Checkpoint, family: Family) -> Result<(usize, f64)> {
+fn defaults(checkpoint: &Checkpoint, family: Family, consistent: bool) -> Result<(usize, f64)> {
     if !checkpoint.has(DEFAULTS) {
+        if consistent {
+            return Ok(DEFAULTS_CONSISTENT);
+        }
         let xl = family == Family::StableDiffusionXl;
         return Ok((DEFAULT_STEPS, if xl { DEFAULT_GUIDANCE_SCALE_XL } else { DEFAULT_GUIDANCE_SCALE }));
     }
@@ -318,7 +360,7 @@ mod tests {
     #[test]
     fn every_key_of_the_pipelines_is_in_the_table() {
         // Each pipeline lacks keys of the other, which have reasons in the table.
-        for class in PIPELINES.into_iter().chain(PIPELINES_XL) {
+        for class in PIPELINES.into_iter().chain(PIPELINES_XL).chain(PIPELINES_CONSISTENT) {
             assert_complete(&INDEX_KEYS, class);
         }
     }

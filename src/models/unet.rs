@@ -4,9 +4,9 @@
 
 use std::slice;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
-use super::UnetConfig;
+use super::{UnetConfig, unet_config::TimeIn};
 use crate::{
     Result,
     nn::{
@@ -18,6 +18,8 @@ use crate::{
 /// Added to the variance of a transformer's norms, in diffusers' code.
 const TRANSFORMER_NORM_EPSILON: f64 = 1e-6;
 const LAYER_NORM_EPSILON: f32 = 1e-5;
+/// The guidance scale's sinusoids are of so many times it, in diffusers' code.
+const GUIDANCE_FACTOR: f64 = 1000.0;
 /// A transformer's perceptron is this many times as wide as its tokens.
 const PERCEPTRON_FACTOR: usize = 4;
 
@@ -46,6 +48,8 @@ pub struct Prepared {
     text: Vec<Seen>,
     /// The embedding of what SDXL's is told besides: `(b, width)`.
     added: Option<Tensor>,
+    /// What the guidance scale adds to the timestep's sinusoids: `(b, width)`.
+    guidance: Option<Tensor>,
 }
 
 impl Prepared {
@@ -64,10 +68,31 @@ impl Prepared {
             Ok(Seen { keys: of(|seen| &seen.keys)?, values: of(|seen| &seen.values)? })
         };
         let count = images.first().map_or(0, |first| first.text.len());
-        let added: Vec<&Tensor> = images.iter().filter_map(|image| image.added.as_ref()).collect();
+        let joined = |part: fn(&Self) -> Option<&Tensor>| -> Result<Option<Tensor>> {
+            let parts: Vec<&Tensor> = images.iter().filter_map(|image| part(image)).collect();
+            if parts.is_empty() { Ok(None) } else { rows(parts).map(Some) }
+        };
         Ok(Self {
             text: (0..count).map(seen).collect::<Result<_>>()?,
-            added: if added.is_empty() { None } else { Some(rows(added)?) },
+            added: joined(|image| image.added.as_ref())?,
+            guidance: joined(|image| image.guidance.as_ref())?,
+        })
+    }
+}
+
+impl Prepared {
+    /// What the last `count` rows are told.
+    ///
+    /// # Errors
+    ///
+    /// Fewer rows.
+    pub fn last(&self, count: usize) -> Result<Self> {
+        let last = |rows: &Tensor| Ok::<_, crate::Error>(rows.narrow(0, rows.dim(0)?.saturating_sub(count), count)?);
+        let seen = |seen: &Seen| Ok(Seen { keys: last(&seen.keys)?, values: last(&seen.values)? });
+        Ok(Self {
+            text: self.text.iter().map(seen).collect::<Result<_>>()?,
+            added: self.added.as_ref().map(last).transpose()?,
+            guidance: self.guidance.as_ref().map(last).transpose()?,
         })
     }
 }
@@ -86,6 +111,8 @@ pub struct Unet {
     sinusoids: Sinusoids,
     time: EmbeddingMlp,
     added: Option<(Sinusoids, EmbeddingMlp)>,
+    guidance: Option<(Sinusoids, Linear)>,
+    centres: bool,
     conv_in: Conv2d,
     down: Vec<Block<Conv2d>>,
     middle: Option<Middle>,
@@ -94,6 +121,7 @@ pub struct Unet {
     /// What the first and last layers compute in: their rounding would be in every step's result.
     edge_dtype: DType,
     dtype: DType,
+    device: Device,
 }
 
 impl Unet {
@@ -114,12 +142,18 @@ impl Unet {
         };
         let (down, skips) = down_blocks(config, weights)?;
         let edges = weights.exact();
+        let guidance = config.guidance_sinusoids().map(|sinusoids| -> Result<_> {
+            let project = Linear::without_bias(&edges.at("time_embedding.cond_proj"), sinusoids.width, first)?;
+            Ok((sinusoids, project))
+        });
         let norm_out = GroupNorm::new(&edges.at("conv_norm_out"), first, config.norm_num_groups, config.norm_eps)?;
         Ok(Self {
             sinusoids: config.sinusoids(first),
             time: EmbeddingMlp::new(&edges.at("time_embedding"), first, time)?,
             added,
-            conv_in: Conv2d::new(&edges.at("conv_in"), config.in_channels, first, 3)?,
+            guidance: guidance.transpose()?,
+            centres: config.center_input_sample,
+            conv_in: Conv2d::new(&edges.at("conv_in"), config.in_channels, first, config.conv_in_kernel)?,
             down,
             middle: config
                 .mid_block_type
@@ -127,9 +161,15 @@ impl Unet {
                 .map(|_| Middle::new(config, &weights.at("mid_block")))
                 .transpose()?,
             up: up_blocks(config, weights, skips)?,
-            out: NormalConv::new(norm_out, &edges.at("conv_out"), first, config.out_channels)?,
+            out: NormalConv::with_kernel(
+                norm_out,
+                &edges.at("conv_out"),
+                (first, config.out_channels),
+                config.conv_out_kernel,
+            )?,
             edge_dtype: edges.dtype(),
             dtype: weights.dtype(),
+            device: weights.device().clone(),
         })
     }
 
@@ -146,11 +186,26 @@ impl Unet {
         let middle =
             self.middle.as_ref().and_then(|middle| middle.attending.as_ref()).map(|(transformer, _)| transformer);
         let transformers = down.chain(middle).chain(up);
-        let attentions = transformers.flat_map(|transformer| &transformer.layers).map(|layer| &layer.cross);
+        let attentions = transformers.flat_map(|transformer| &transformer.layers).flat_map(TransformerLayer::to_text);
         Ok(Prepared {
-            text: attentions.map(|cross| cross.see(&text)).collect::<Result<_>>()?,
+            text: attentions.map(|attention| attention.see(&text)).collect::<Result<_>>()?,
             added: self.embed_added(conditioning)?,
+            guidance: None,
         })
+    }
+
+    /// What a pass makes of a guidance scale besides, for one image: a network that is told it has one pass a step. Others
+    /// are left as they are.
+    ///
+    /// # Errors
+    ///
+    /// The device has no room.
+    pub fn tell_guidance(&self, prepared: Prepared, scale: f64) -> Result<Prepared> {
+        let Some((sinusoids, project)) = &self.guidance else { return Ok(prepared) };
+        // The paper's ω counts from no guidance, where the scale is 1 (Luo et al. 2023, section 4.2).
+        let numbers = [GUIDANCE_FACTOR * (scale - 1.0)];
+        let sinusoids = sinusoids.of(&numbers, &self.device)?.to_dtype(self.edge_dtype)?;
+        Ok(Prepared { guidance: Some(project.forward(&sinusoids)?), ..prepared })
     }
 
     /// The network's output for latents of total variance 1: `(b, in_channels, h, w)` to `(b, out_channels, h, w)` f32.
@@ -167,7 +222,7 @@ impl Unet {
     }
 
     fn pass(&self, latents: &Tensor, timestep: f64, prepared: &Prepared) -> Result<Tensor> {
-        let time = self.embed(timestep, latents, prepared.added.as_ref())?;
+        let time = self.embed(timestep, latents, prepared)?;
         let time = Activation::Silu.forward(&time)?.to_dtype(self.dtype)?;
         let mut context = Context { time, text: prepared.text.iter() };
         // What is added to the timestep differs from the first layer on.
@@ -175,6 +230,7 @@ impl Unet {
             Some(added) => feature_map::repeat(latents, added.dim(0)?)?,
             None => latents.clone(),
         };
+        let latents = if self.centres { ((latents * 2.0)? - 1.0)? } else { latents };
         // In the edges' type all that blocks add to the map stays unrounded on its way through them.
         let mut x = self.conv_in.forward(&feature_map::from_planes(&latents.to_dtype(self.edge_dtype)?)?)?;
         let mut skips = vec![x.clone()];
@@ -207,10 +263,13 @@ impl Unet {
     }
 
     /// The embedding of the timestep, with what is added to it: `(b, width)`, or `(1, width)` for all where nothing is.
-    fn embed(&self, timestep: f64, latents: &Tensor, added: Option<&Tensor>) -> Result<Tensor> {
-        let sinusoids = self.sinusoids.of(&[timestep], latents.device())?.to_dtype(self.edge_dtype)?;
+    fn embed(&self, timestep: f64, latents: &Tensor, prepared: &Prepared) -> Result<Tensor> {
+        let mut sinusoids = self.sinusoids.of(&[timestep], latents.device())?.to_dtype(self.edge_dtype)?;
+        if let Some(guidance) = &prepared.guidance {
+            sinusoids = guidance.broadcast_add(&sinusoids)?;
+        }
         let time = self.time.forward(&sinusoids)?;
-        Ok(match added {
+        Ok(match &prepared.added {
             Some(added) => added.broadcast_add(&time)?,
             None => time,
         })
@@ -259,8 +318,15 @@ impl BlockLayer {
 }
 
 fn resnet(config: &UnetConfig, weights: &Weights, inputs: usize, outputs: usize) -> Result<ResnetBlock> {
-    let (groups, epsilon) = (config.norm_num_groups, config.norm_eps);
-    ResnetBlock::new(weights, ResnetSizes { inputs, outputs, time: Some(config.time_width()), groups, epsilon })
+    ResnetBlock::new(weights, sizes(config, inputs, outputs))
+}
+
+fn sizes(config: &UnetConfig, inputs: usize, outputs: usize) -> ResnetSizes {
+    ResnetSizes {
+        time: Some(config.time_width()),
+        modulates: config.resnet_time_scale_shift == TimeIn::ScaleShift,
+        ..ResnetSizes::untold(inputs, outputs, config.norm_num_groups, config.norm_eps)
+    }
 }
 
 /// The blocks on the way down, and the channels of the skips that they leave, in order.
@@ -275,7 +341,8 @@ fn down_blocks(config: &UnetConfig, weights: &Weights) -> Result<(Vec<Block<Conv
         for layer in 0..config.layers_per_block.of(index) {
             let attend = || {
                 let depth = config.transformer_layers_down(index, layer);
-                Transformer::new(config, &weights.entry("attentions", layer), index, depth)
+                let place = Place { index, sees_only_text: config.sees_only_text(index) };
+                Transformer::new(config, &weights.entry("attentions", layer), place, depth)
             };
             layers.push(BlockLayer {
                 resnet: resnet(config, &weights.entry("resnets", layer), inputs, outputs)?,
@@ -284,7 +351,10 @@ fn down_blocks(config: &UnetConfig, weights: &Weights) -> Result<(Vec<Block<Conv
             skips.push(outputs);
             inputs = outputs;
         }
-        let halve = || Conv2d::halving(&weights.at("downsamplers.0.conv"), outputs);
+        let halve = || match config.downsample_padding {
+            0 => Conv2d::halving_down(&weights.at("downsamplers.0.conv"), outputs),
+            _ => Conv2d::halving(&weights.at("downsamplers.0.conv"), outputs),
+        };
         let resize = (index + 1 < channels.len()).then(halve).transpose()?;
         if resize.is_some() {
             skips.push(outputs);
@@ -309,7 +379,8 @@ fn up_blocks(config: &UnetConfig, weights: &Weights, mut skips: Vec<usize>) -> R
             let skip = skips.pop().expect("each block leaves one skip more than it has layers");
             let attend = || {
                 let depth = config.transformer_layers_up(index, layer);
-                Transformer::new(config, &weights.entry("attentions", layer), mirror, depth)
+                let place = Place { index: mirror, sees_only_text: config.sees_only_text(mirror) };
+                Transformer::new(config, &weights.entry("attentions", layer), place, depth)
             };
             layers.push(BlockLayer {
                 resnet: resnet(config, &weights.entry("resnets", layer), inputs + skip, outputs)?,
@@ -334,15 +405,18 @@ impl Middle {
     fn new(config: &UnetConfig, weights: &Weights) -> Result<Self> {
         let last = config.block_out_channels.len() - 1;
         let channels = config.block_out_channels[last];
+        let resnet = |name| {
+            let divisor = config.mid_block_scale_factor;
+            ResnetBlock::new(&weights.at(name), ResnetSizes { divisor, ..sizes(config, channels, channels) })
+        };
         let attend = || -> Result<_> {
             let depth = config.transformer_layers_in_the_middle();
-            let transformer = Transformer::new(config, &weights.at("attentions.0"), last, depth)?;
-            Ok((transformer, resnet(config, &weights.at("resnets.1"), channels, channels)?))
+            // In diffusers, too, the middle of this kind does not look at `only_cross_attention`.
+            let place = Place { index: last, sees_only_text: false };
+            let transformer = Transformer::new(config, &weights.at("attentions.0"), place, depth)?;
+            Ok((transformer, resnet("resnets.1")?))
         };
-        Ok(Self {
-            first: resnet(config, &weights.at("resnets.0"), channels, channels)?,
-            attending: config.middle_attends().then(attend).transpose()?,
-        })
+        Ok(Self { first: resnet("resnets.0")?, attending: config.middle_attends().then(attend).transpose()? })
     }
 
     fn forward(&self, x: &Tensor, context: &mut Context<'_>) -> Result<Tensor> {
@@ -350,6 +424,15 @@ impl Middle {
         let Some((transformer, second)) = &self.attending else { return Ok(x) };
         second.forward(&transformer.forward(&x, &mut context.text)?, Some(&context.time))
     }
+}
+
+/// The place of a transformer in the network.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// The block, counted on the way down.
+    index: usize,
+    /// Whether pixels do not look at each other.
+    sees_only_text: bool,
 }
 
 /// A feature map's pixels attending to each other and to the text.
@@ -362,10 +445,10 @@ struct Transformer {
 }
 
 impl Transformer {
-    /// A transformer of `depth` layers in block `index`, counted on the way down.
-    fn new(config: &UnetConfig, weights: &Weights, index: usize, depth: usize) -> Result<Self> {
-        let channels = config.block_out_channels[index];
-        let layer = |number| TransformerLayer::new(config, &weights.entry("transformer_blocks", number), index);
+    /// A transformer of `depth` layers.
+    fn new(config: &UnetConfig, weights: &Weights, place: Place, depth: usize) -> Result<Self> {
+        let channels = config.block_out_channels[place.index];
+        let layer = |number| TransformerLayer::new(config, &weights.entry("transformer_blocks", number), place);
         Ok(Self {
             norm: GroupNorm::new(&weights.at("norm"), channels, config.norm_num_groups, TRANSFORMER_NORM_EPSILON)?,
             // A 1×1 convolution of the map or a product of the tokens, as `use_linear_projection` says: the same.
@@ -379,7 +462,6 @@ impl Transformer {
         let tokens = feature_map::to_tokens(&self.norm.forward(x)?)?;
         let mut tokens = self.project_in.forward_then(&tokens, After::as_type_of(x))?;
         for layer in &self.layers {
-            let text = text.next().expect("what was prepared has one for each attention to the text");
             tokens = layer.forward(&tokens, text)?;
         }
         let residual = feature_map::repeat(&feature_map::to_tokens(x)?, tokens.dim(0)?)?;
@@ -393,6 +475,8 @@ impl Transformer {
 struct TransformerLayer {
     norm1: LayerNorm,
     own: Attention,
+    /// Whether the first attention is to the text, too.
+    sees_only_text: bool,
     norm2: LayerNorm,
     cross: Attention,
     norm3: LayerNorm,
@@ -401,13 +485,14 @@ struct TransformerLayer {
 }
 
 impl TransformerLayer {
-    fn new(config: &UnetConfig, weights: &Weights, index: usize) -> Result<Self> {
+    fn new(config: &UnetConfig, weights: &Weights, Place { index, sees_only_text }: Place) -> Result<Self> {
         let (channels, text) = (config.block_out_channels[index], config.cross_attention_dim.of(index));
         let inner = channels * PERCEPTRON_FACTOR;
         let norm = |name| LayerNorm::new(&weights.at(name), channels, LAYER_NORM_EPSILON);
         Ok(Self {
             norm1: norm("norm1")?,
-            own: Attention::new(config, &weights.at("attn1"), index, channels)?,
+            own: Attention::new(config, &weights.at("attn1"), index, if sees_only_text { text } else { channels })?,
+            sees_only_text,
             norm2: norm("norm2")?,
             cross: Attention::new(config, &weights.at("attn2"), index, text)?,
             norm3: norm("norm3")?,
@@ -416,10 +501,20 @@ impl TransformerLayer {
         })
     }
 
-    fn forward(&self, x: &Tensor, text: &Seen) -> Result<Tensor> {
+    /// The attentions to the text, in their order.
+    fn to_text(&self) -> impl Iterator<Item = &Attention> {
+        self.sees_only_text.then_some(&self.own).into_iter().chain([&self.cross])
+    }
+
+    fn forward(&self, x: &Tensor, text: &mut slice::Iter<'_, Seen>) -> Result<Tensor> {
+        let mut next = || text.next().expect("what was prepared has one for each attention to the text");
         let y = self.norm1.forward(x)?;
-        let x = self.own.forward(&y, &self.own.see(&y)?, x)?;
-        let x = self.cross.forward(&self.norm2.forward(&x)?, text, &x)?;
+        let x = if self.sees_only_text {
+            self.own.forward(&y, next(), x)?
+        } else {
+            self.own.forward(&y, &self.own.see(&y)?, x)?
+        };
+        let x = self.cross.forward(&self.norm2.forward(&x)?, next(), &x)?;
         let gated = self.gated.forward_gated(&self.norm3.forward(&x)?)?;
         self.out.forward_then(&gated, After::added_to(&x))
     }

@@ -210,6 +210,42 @@ pub struct UnetConfig {
     pub projection_class_embeddings_input_dim: Option<usize>,
     /// Whether attention's scores are computed in f32.
     pub upcast_attention: bool,
+    /// Whether latents are taken to be of 0 to 1, and are made to be of -1 to 1.
+    pub center_input_sample: bool,
+    /// In which blocks, counted on the way down, pixels look at the text alone and not at each other.
+    pub only_cross_attention: Switches,
+    /// Zeros around a map that a block halves: 1, or 0 for zeros below it and to its right alone.
+    pub downsample_padding: usize,
+    /// What the results of the middle's residual blocks are divided by.
+    pub mid_block_scale_factor: f64,
+    /// How residual blocks are told the timestep.
+    pub resnet_time_scale_shift: TimeIn,
+    /// Width of the guidance scale's sinusoids, of a network that is told it.
+    pub time_cond_proj_dim: Option<usize>,
+    /// Pixels a side of the first layer's kernel.
+    pub conv_in_kernel: usize,
+    /// Pixels a side of the last layer's kernel.
+    pub conv_out_kernel: usize,
+}
+
+/// How residual blocks are told the timestep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimeIn {
+    /// Its embedding is added between the convolutions.
+    Default,
+    /// It scales and shifts what the second norm makes.
+    ScaleShift,
+}
+
+/// One switch for every block, or one for each.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum Switches {
+    /// The same for all.
+    One(bool),
+    /// One for each.
+    Each(Vec<bool>),
 }
 
 impl Default for UnetConfig {
@@ -238,6 +274,14 @@ impl Default for UnetConfig {
             addition_time_embed_dim: None,
             projection_class_embeddings_input_dim: None,
             upcast_attention: false,
+            center_input_sample: false,
+            only_cross_attention: Switches::One(false),
+            downsample_padding: 1,
+            mid_block_scale_factor: 1.0,
+            resnet_time_scale_shift: TimeIn::Default,
+            time_cond_proj_dim: None,
+            conv_in_kernel: 3,
+            conv_out_kernel: 3,
         }
     }
 }
@@ -249,6 +293,9 @@ const ATTENDING_UP: &str = "CrossAttnUpBlock2D";
 const ATTENDING_MIDDLE: &str = "UNetMidBlock2DCrossAttn";
 const PLAIN_MIDDLE: &str = "UNetMidBlock2D";
 
+const LEAST_GUIDANCE_WIDTH: usize = 4;
+
+const KERNELS: &str = "the CPU kernels have no larger one";
 const WIDENS: &str = "another layer than Stable Diffusion's";
 const CLASSES: &str = "Stable Diffusion's UNet is told no class";
 const OTHER_BLOCKS: &str = "blocks of the supported types do not look at it";
@@ -263,17 +310,17 @@ const KEYS: KeyTable = KeyTable {
         Key::honoured("sample_size"),
         Key::honoured("in_channels"),
         Key::honoured("out_channels"),
-        Key::only("center_input_sample", &["false"], "latents go in as they are"),
+        Key::honoured("center_input_sample"),
         Key::null_counts("flip_sin_to_cos", "its default is true; None is false to diffusers' code"),
         Key::honoured("freq_shift"),
         Key::honoured("down_block_types"),
         Key::null_counts("mid_block_type", "null is no block in the middle; the default is a block"),
         Key::honoured("up_block_types"),
-        Key::only_each("only_cross_attention", &["false"], WIDENS),
+        Key::only_each("only_cross_attention", &["false", "true"], "one for all blocks, or one for each"),
         Key::honoured("block_out_channels"),
         Key::honoured("layers_per_block"),
-        Key::only("downsample_padding", &["1"], WIDENS),
-        Key::only("mid_block_scale_factor", &["1"], WIDENS),
+        Key::only("downsample_padding", &["0", "1"], "with more, the way up does not meet the sizes of the way down"),
+        Key::honoured("mid_block_scale_factor"),
         Key::idle("dropout", "it acts in training alone"),
         Key::only("act_fn", &["\"silu\"", "\"swish\""], "two names of the one non-linearity of Stable Diffusion"),
         Key::honoured("norm_num_groups"),
@@ -295,16 +342,16 @@ const KEYS: KeyTable = KeyTable {
         Key::honoured("addition_time_embed_dim"),
         Key::only("num_class_embeds", &["null"], CLASSES),
         Key::honoured("upcast_attention"),
-        Key::only("resnet_time_scale_shift", &["\"default\""], WIDENS),
+        Key::only("resnet_time_scale_shift", &["\"default\"", "\"scale_shift\""], WIDENS),
         Key::idle("resnet_skip_time_act", OTHER_BLOCKS),
         Key::idle("resnet_out_scale_factor", OTHER_BLOCKS),
         Key::only("time_embedding_type", &["\"positional\""], TIME),
         Key::honoured("time_embedding_dim"),
         Key::only("time_embedding_act_fn", &["null"], TIME),
         Key::only("timestep_post_act", &["null"], TIME),
-        Key::only("time_cond_proj_dim", &["null"], "models that are told the guidance scale are not supported"),
-        Key::only("conv_in_kernel", &["3"], WIDENS),
-        Key::only("conv_out_kernel", &["3"], WIDENS),
+        Key::honoured("time_cond_proj_dim"),
+        Key::only("conv_in_kernel", &["1", "3"], KERNELS),
+        Key::only("conv_out_kernel", &["1", "3"], KERNELS),
         Key::honoured("projection_class_embeddings_input_dim"),
         Key::only("attention_type", &["\"default\""], "boxes (GLIGEN) are not supported"),
         Key::only("class_embeddings_concat", &["false"], CLASSES),
@@ -388,7 +435,26 @@ impl UnetConfig {
         if self.time_embedding_dim == Some(0) {
             return Err("time_embedding_dim is 0; a number above 0 is needed".to_owned());
         }
-        Ok(())
+        self.check_options(blocks)
+    }
+
+    fn check_options(&self, blocks: usize) -> Result<(), String> {
+        if let Switches::Each(switches) = &self.only_cross_attention
+            && switches.len() != blocks
+        {
+            return Err(format!("only_cross_attention is {switches:?}; one for each of {blocks} blocks is needed"));
+        }
+        let factor = self.mid_block_scale_factor;
+        if factor == 0.0 || !factor.is_finite() {
+            return Err(format!("mid_block_scale_factor is {factor}; a number other than 0 is needed"));
+        }
+        match self.time_cond_proj_dim {
+            // The frequencies of fewer have no step between them.
+            Some(width) if width < LEAST_GUIDANCE_WIDTH => {
+                Err(format!("time_cond_proj_dim is {width}; {LEAST_GUIDANCE_WIDTH} or more is needed"))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn check_transformers(&self, blocks: usize) -> Result<(), String> {
@@ -436,6 +502,25 @@ impl UnetConfig {
             }
             Some(other) => Err(format!("addition_embed_type is {other:?}; supported are \"text_time\" and null")),
         }
+    }
+
+    /// Whether pixels of block `index`, counted on the way down, look at the text alone.
+    pub(super) fn sees_only_text(&self, index: usize) -> bool {
+        match &self.only_cross_attention {
+            Switches::One(switch) => *switch,
+            Switches::Each(switches) => switches[index],
+        }
+    }
+
+    /// Whether the network is told the guidance scale, so that one pass a step is guided.
+    #[must_use]
+    pub fn is_told_guidance(&self) -> bool {
+        self.time_cond_proj_dim.is_some()
+    }
+
+    /// The guidance scale's sinusoids, as diffusers' pipelines have them whatever the timestep's are.
+    pub(super) fn guidance_sinusoids(&self) -> Option<Sinusoids> {
+        self.time_cond_proj_dim.map(|width| Sinusoids { width, cosines_first: false, frequency_shift: 1.0 })
     }
 
     /// Whether the middle is there and attends to the text.
@@ -523,7 +608,6 @@ mod tests {
 
     #[test]
     fn what_cannot_be_built_is_named() {
-        assert_eq!(refused(r#""center_input_sample": true"#), "center_input_sample is true; only false is supported");
         assert!(
             refused(r#""down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"]"#)
                 .contains("AttnDownBlock2D")
@@ -536,7 +620,14 @@ mod tests {
         let cases = [
             (r#""act_fn": "gelu""#, r#"act_fn is "gelu"; supported are "silu", "swish""#),
             (r#""num_attention_heads": 8"#, "num_attention_heads is 8; only null is supported"),
-            (r#""time_cond_proj_dim": 256"#, "time_cond_proj_dim is 256; only null is supported"),
+            (r#""time_cond_proj_dim": 3"#, "time_cond_proj_dim is 3; 4 or more is needed"),
+            (r#""conv_in_kernel": 4"#, "conv_in_kernel is 4; supported are 1, 3"),
+            (r#""conv_out_kernel": 17"#, "conv_out_kernel is 17; supported are 1, 3"),
+            (r#""downsample_padding": 2"#, "downsample_padding is 2; supported are 0, 1"),
+            (r#""mid_block_scale_factor": 0"#, "mid_block_scale_factor is 0; a number other than 0 is needed"),
+            (r#""only_cross_attention": [true, false]"#, "only_cross_attention is [true, false]; one for each of 4"),
+            (r#""resnet_time_scale_shift": "spatial""#, "resnet_time_scale_shift is \"spatial\"; supported are"),
+            (r#""class_embed_type": "timestep""#, "class_embed_type is \"timestep\"; only null is supported"),
             (r#""attention_type": "gated""#, "attention_type is \"gated\"; only \"default\" is supported"),
             (r#""layers_per_block": "2""#, "layers_per_block is \"2\"; a whole number, or a list of them, is wanted"),
             (r#""layers_per_block": [1, 2.5]"#, "layers_per_block[1] is 2.5; a whole number, 0 or more, is wanted"),

@@ -224,7 +224,7 @@ impl Normalisation {
 /// A residual block that is told no timestep.
 pub(super) fn resnet(config: &VaeConfig, weights: &Weights, inputs: usize, outputs: usize) -> Result<ResnetBlock> {
     let groups = config.norm_num_groups;
-    ResnetBlock::new(weights, ResnetSizes { inputs, outputs, time: None, groups, epsilon: NORM_EPSILON })
+    ResnetBlock::new(weights, ResnetSizes::untold(inputs, outputs, groups, NORM_EPSILON))
 }
 
 /// Residual blocks at one size, and the convolution behind the doubling.

@@ -148,3 +148,18 @@ pub(super) fn add_to_channels(map: &Tensor, values: &Tensor) -> Result<Tensor> {
     shape[channel_axis(map)] = c;
     Ok(map.broadcast_add(&values.reshape(&shape)?)?)
 }
+
+/// The map with each channel scaled and shifted: `values` is `(b, 2 c)`, what is added to a scale of 1 and then what is
+/// added to the result.
+///
+/// # Errors
+///
+/// Another number of channels.
+pub(super) fn modulate(map: &Tensor, values: &Tensor) -> Result<Tensor> {
+    let halves = values.to_dtype(map.dtype())?.chunk(2, 1)?;
+    let (b, c) = halves[0].dims2()?;
+    let mut shape = [b, 1, 1, 1];
+    shape[channel_axis(map)] = c;
+    let of = |half: &Tensor| half.contiguous()?.reshape(&shape);
+    Ok(map.broadcast_mul(&(of(&halves[0])? + 1.0)?)?.broadcast_add(&of(&halves[1])?)?)
+}

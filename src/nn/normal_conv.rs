@@ -43,9 +43,23 @@ impl NormalConv {
     ///
     /// A tensor that is missing or of another shape.
     pub fn new(norm: GroupNorm, weights: &Weights, inputs: usize, outputs: usize) -> Result<Self> {
-        let shape = [outputs, inputs, 3, 3];
-        if !weights.has_kernels() || shape.iter().product::<usize>() > MOST_WEIGHTS {
-            return Ok(Self { norm, conv: Form::Plain(Conv2d::new(weights, inputs, outputs, 3)?) });
+        Self::with_kernel(norm, weights, (inputs, outputs), 3)
+    }
+
+    /// As [`new`](Self::new), with a kernel of an odd number of pixels a side.
+    ///
+    /// # Errors
+    ///
+    /// A tensor that is missing or of another shape.
+    pub fn with_kernel(
+        norm: GroupNorm,
+        weights: &Weights,
+        (inputs, outputs): (usize, usize),
+        kernel: usize,
+    ) -> Result<Self> {
+        let shape = [outputs, inputs, kernel, kernel];
+        if kernel != 3 || !weights.has_kernels() || shape.iter().product::<usize>() > MOST_WEIGHTS {
+            return Ok(Self { norm, conv: Form::Plain(Conv2d::new(weights, inputs, outputs, kernel)?) });
         }
         let (weight, bias) = (weights.raw("weight", &[&shape])?, weights.raw("bias", &[&[outputs]])?.to_vec());
         let numbers = weight.numbers();

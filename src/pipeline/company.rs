@@ -24,6 +24,10 @@ pub(super) struct Company<'a, 'm> {
 struct Standing {
     /// Steps done, over all its images.
     steps_done: usize,
+    /// The most of them that its monitor was told, and after how many it was shown a preview. What is drawn again is not
+    /// told again.
+    steps_told: usize,
+    steps_shown: usize,
     steps: usize,
     images: Vec<DynamicImage>,
     timings: Timings,
@@ -108,15 +112,35 @@ impl<'a, 'm> Company<'a, 'm> {
             self.standings[image.job].steps_done += 1;
         }
         for (row, image) in images.iter().enumerate() {
-            let standing = &self.standings[image.job];
-            if is_last_of_job(images, row) && !standing.has_ended {
+            let standing = &mut self.standings[image.job];
+            if is_last_of_job(images, row) && !standing.has_ended && standing.steps_done > standing.steps_told {
+                standing.steps_told = standing.steps_done;
                 self.jobs[image.job].monitor.progress(standing.steps_done, standing.steps);
             }
         }
     }
 
+    /// Whether a job has not been shown a preview of its last step.
+    pub(super) fn is_new(&self, job: usize) -> bool {
+        self.standings[job].steps_done > self.standings[job].steps_shown
+    }
+
     pub(super) fn preview(&mut self, job: usize, preview: DynamicImage) {
-        self.jobs[job].monitor.preview(self.standings[job].steps_done, preview);
+        let standing = &mut self.standings[job];
+        standing.steps_shown = standing.steps_done;
+        self.jobs[job].monitor.preview(standing.steps_done, preview);
+    }
+
+    /// How many steps each of `jobs` has done.
+    pub(super) fn steps_done(&self, jobs: &[usize]) -> Vec<usize> {
+        jobs.iter().map(|job| self.standings[*job].steps_done).collect()
+    }
+
+    /// What `jobs` did after they had done so many steps each is drawn again.
+    pub(super) fn go_back(&mut self, jobs: &[usize], steps_done: &[usize]) {
+        for (job, steps) in jobs.iter().zip(steps_done) {
+            self.standings[*job].steps_done = *steps;
+        }
     }
 
     /// A stage of a job took so long.

@@ -3,8 +3,12 @@
 //! Owns the loop, and the batch of images that goes through it. Before each network call it asks the images' jobs "go
 //! on?"; an image whose job has ended leaves the batch. The latents go to the decoder.
 
+use std::ops::Range;
+
 use candle_core::{DType, Device, Tensor};
 
+#[cfg(test)]
+use super::scarcity::Work;
 use super::{
     InferencePipeline,
     company::Company,
@@ -15,7 +19,7 @@ use super::{
 use crate::{
     Error, Result,
     models::Prepared,
-    sampling::{Asked, BatchNoise, Guidance, Level, NoiseGenerator, Sampler, Step, select},
+    sampling::{Asked, BatchNoise, Guidance, Level, NoiseGenerator, Push, Sampler, Step, select},
 };
 
 /// One image of a job.
@@ -51,6 +55,20 @@ pub(super) struct Told {
     prepared: Prepared,
     /// `None` where no image is guided.
     guidance: Option<Guidance>,
+    /// The steps that are guided.
+    guided: Range<usize>,
+    /// What is told in the others; `None` where there are none, or where that is `prepared`.
+    alone: Option<Prepared>,
+}
+
+impl Told {
+    /// What the network is told in a step, and the guidance there, if there is any.
+    fn at(&self, step: usize) -> (&Prepared, Option<&Guidance>) {
+        match &self.guidance {
+            Some(guidance) if self.guided.contains(&step) => (&self.prepared, Some(guidance)),
+            _ => (self.alone.as_ref().unwrap_or(&self.prepared), None),
+        }
+    }
 }
 
 impl<'a> Image<'a> {
@@ -163,7 +181,7 @@ impl InferencePipeline {
         let asked = Asked {
             denoise: &mut |x, level| {
                 company.go_on(images)?;
-                let output = outputs(denoiser, &start.seen(x)?, level, told)?;
+                let output = self.outputs(denoiser, start, x, level, told.at(*steps_done))?;
                 options.prediction_type.denoised(x, &output, level.sigma)
             },
             between: &mut |x, level| start.keep(x, Some(level.sigma)),
@@ -177,6 +195,24 @@ impl InferencePipeline {
         Ok(stepped.denoised)
     }
 
+    /// What the network says of a batch, guided where there is guidance: `(b, c, h, w)` f32.
+    fn outputs(
+        &self,
+        denoiser: Denoiser<'_>,
+        start: &Start,
+        x: &Tensor,
+        level: Level,
+        (prepared, guidance): (&Prepared, Option<&Guidance>),
+    ) -> Result<Tensor> {
+        #[cfg(test)]
+        self.scarcity.meet(Work::Denoise { images: x.dim(0)? })?;
+        let forward = |seen: &Tensor| denoiser.unet().forward(seen, level.timestep, prepared);
+        match guidance {
+            Some(guidance) => guidance.guide(&forward(&start.seen_for_guidance(x)?)?),
+            None => forward(&start.seen(x)?),
+        }
+    }
+
     /// Shows each job that asked for it what its first image of the batch looks like, `done` steps on.
     fn show_previews(
         &self,
@@ -188,7 +224,7 @@ impl InferencePipeline {
         let is_first = |row: usize| row == 0 || images[row - 1].job != images[row].job;
         for (row, image) in images.iter().enumerate().filter(|(row, _)| is_first(*row)) {
             let every = image.drawing.config.preview_every;
-            if every > 0 && done.is_multiple_of(every) && company.goes_on(image.job) {
+            if every > 0 && done.is_multiple_of(every) && company.is_new(image.job) && company.goes_on(image.job) {
                 company.preview(image.job, self.preview(&denoised.narrow(0, row, 1)?)?);
             }
         }
@@ -244,16 +280,12 @@ impl State {
 /// What the denoiser is told of images.
 pub(super) fn told(images: &[Image<'_>], denoiser: Denoiser<'_>, device: &Device) -> Result<Told> {
     let prepared = images.iter().map(|image| denoiser.prepared(image.drawing)).collect::<Result<Vec<_>>>()?;
-    let scales: Option<Vec<f64>> = images.iter().map(|image| image.drawing.guidance_scale).collect();
-    let guidance = scales.map(|scales| Guidance::new(&scales, device)).transpose()?;
-    Ok(Told { prepared: Prepared::join(&prepared.iter().collect::<Vec<_>>())?, guidance })
-}
-
-/// What the network says of a batch, guided where that was asked for: `(b, c, h, w)` f32.
-fn outputs(denoiser: Denoiser<'_>, seen: &Tensor, level: Level, told: &Told) -> Result<Tensor> {
-    let outputs = denoiser.unet().forward(seen, level.timestep, &told.prepared)?;
-    match &told.guidance {
-        Some(guidance) => guidance.guide(&outputs),
-        None => Ok(outputs),
-    }
+    let prepared = Prepared::join(&prepared.iter().collect::<Vec<_>>())?;
+    let pushes: Option<Vec<Push>> = images.iter().map(|image| image.drawing.push).collect();
+    let guidance = pushes.map(|pushes| Guidance::new(&pushes, device)).transpose()?;
+    // Those that are drawn together agree about it.
+    let Drawing { guided, schedule, .. } = images[0].drawing;
+    let always = *guided == (0..schedule.steps.len());
+    let alone = if guidance.is_some() && !always { Some(prepared.last(images.len())?) } else { None };
+    Ok(Told { prepared, guidance, guided: guided.clone(), alone })
 }

@@ -6,7 +6,7 @@ use crate::{
     Error, Result,
     image_utils::ensure_multiple_of_8,
     models::WeightsDigest,
-    sampling::{Limits, SIDE_PX, SamplerKind, SamplingConfig, SpacingKind},
+    sampling::{DEFAULT_IMAGE_GUIDANCE_SCALE, Limits, SIDE_PX, SamplerKind, SamplingConfig, SpacingKind},
 };
 
 /// Draws pictures. Its one real implementation is `InferencePipeline`; it is a trait so that
@@ -173,6 +173,8 @@ pub struct ModelInfo {
     pub samplers: Vec<SamplerKind>,
     /// The checkpoint's own spacing.
     pub default_scheduler: SpacingKind,
+    /// The spacings that requests can name.
+    pub schedulers: Vec<SpacingKind>,
     /// What a request may cost.
     pub limits: Limits,
     /// How its texts are read.
@@ -181,6 +183,38 @@ pub struct ModelInfo {
     pub digest: WeightsDigest,
     /// What there is of memory.
     pub memory: MemoryInfo,
+    /// What it does with a picture that a request brings along.
+    pub pictures: PictureUse,
+}
+
+/// What a model does with a request's picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PictureUse {
+    /// A drawing may start from it, and keep a part of it.
+    #[default]
+    Start,
+    /// It edits the picture as the text instructs, and needs one.
+    Edit,
+}
+
+impl PictureUse {
+    /// What a request may bring along, by its field's name.
+    #[must_use]
+    pub const fn inputs(self) -> &'static [&'static str] {
+        match self {
+            Self::Start => &["image", "mask"],
+            Self::Edit => &["image"],
+        }
+    }
+
+    /// How far the picture is followed when a request does not say, where that means something.
+    #[must_use]
+    pub const fn image_guidance_scale(self) -> Option<f64> {
+        match self {
+            Self::Start => None,
+            Self::Edit => Some(DEFAULT_IMAGE_GUIDANCE_SCALE),
+        }
+    }
 }
 
 /// What a model takes of prompts.

@@ -23,15 +23,18 @@ use crate::{
 
 /// What requests have to have in common to go through the networks together: everything that decides the shapes of their
 /// tensors, and the noise levels that they visit.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Agreement {
     /// Height and width in pixels.
     pub(super) size: (usize, usize),
     steps: usize,
     sampler: SamplerKind,
     spacing: SpacingKind,
+    sigmas: Option<Vec<f64>>,
     eta: Option<f64>,
     is_guided: bool,
+    /// The part of the steps that are guided.
+    guided: (f64, f64),
     /// The strength of those that start from a picture.
     strength: Option<f64>,
     has_mask: bool,
@@ -55,6 +58,7 @@ impl InferencePipeline {
             n: _,
             sampler,
             scheduler,
+            sigmas,
             eta,
             image,
             mask,
@@ -70,14 +74,20 @@ impl InferencePipeline {
             original_size: _,
             crop: _,
             target_size: _,
+            guidance_rescale: _,
+            guidance_start,
+            guidance_end,
+            image_guidance_scale: _,
         } = config;
         Ok(Agreement {
             size: (height, width),
             steps: *steps,
             sampler: sampler.unwrap_or(self.info.default_sampler),
             spacing: scheduler.unwrap_or(self.info.default_scheduler),
+            sigmas: sigmas.clone(),
             eta: *eta,
-            is_guided: text::is_guided(config),
+            is_guided: text::is_guided(&self.spec, config),
+            guided: if text::is_guided(&self.spec, config) { (*guidance_start, *guidance_end) } else { (0.0, 1.0) },
             strength: image.as_ref().map(|_| *strength),
             has_mask: mask.is_some(),
             prompt_chunks: text::chunk_count(&self.networks.text, &self.spec, config)?,
@@ -103,8 +113,8 @@ impl InferencePipeline {
         let images: Vec<Image<'_>> = drawings.iter().flat_map(|(job, drawing)| Image::all_of(*job, drawing)).collect();
         let mut rest = images.as_slice();
         while let Some(first) = rest.first() {
-            let agreement = first.drawing.agreement;
-            let agreeing = rest.iter().take_while(|image| image.drawing.agreement == agreement).count();
+            let agreement = &first.drawing.agreement;
+            let agreeing = rest.iter().take_while(|image| image.drawing.agreement == *agreement).count();
             let (batch, others) = rest.split_at(self.images_that_fit(agreement.size, agreeing));
             rest = others;
             self.draw_batch(batch, &mut company)?;
@@ -134,14 +144,20 @@ impl InferencePipeline {
         let Some(first) = images.first().copied() else { return Ok(()) };
         let mut jobs: Vec<usize> = images.iter().map(|image| image.job).collect();
         jobs.dedup();
-        let began = Instant::now();
+        let mut began = Instant::now();
         let size = first.drawing.agreement.size;
+        let steps_before = company.steps_done(&jobs);
         let mut denoised = self.denoise(images.clone(), company);
         if let Err(error) = &denoised
             && error.is_out_of_memory()
         {
             tracing::warn!(%error, images = images.len(), "the device is out of memory; trying once more with less");
             self.forget_encoder();
+            company.go_back(&jobs, &steps_before);
+            for job in &jobs {
+                company.took(*job, Timed::Denoise, began.elapsed());
+            }
+            began = Instant::now();
             if images.len() > 1 {
                 // Halves of halves come to one image, which is tried once more.
                 let (first, second) = images.split_at(images.len() / 2);

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use candle_core::DType;
 
 use super::{
-    BatchChoice, InferencePipeline, MemoryInfo, ModelInfo, TilingChoice,
+    BatchChoice, InferencePipeline, MemoryInfo, ModelInfo, PictureUse, TilingChoice,
     pipeline::Networks,
     room::Room,
     text::{self, TextEncoder},
@@ -115,10 +115,12 @@ impl InferencePipeline {
                 .map_err(|message| Error::UnsupportedCheckpoint { path: checkpoint.path("scheduler"), message })?,
             samplers: spec.scheduler.samplers(),
             default_scheduler: spec.scheduler.own_spacing(),
+            schedulers: spec.scheduler.spacings(),
             limits: options.limits,
             prompts: text::support(&spec, &networks.text),
             digest: checkpoint.digest(components)?,
             memory: MemoryInfo { weights_bytes, limit_bytes: room.limit },
+            pictures: if spec.edits { PictureUse::Edit } else { PictureUse::Start },
         };
         Ok(Self {
             spec,
@@ -129,6 +131,8 @@ impl InferencePipeline {
             encoder: Mutex::default(),
             projection: Mutex::default(),
             batch: options.batch.resolve(&device),
+            #[cfg(test)]
+            scarcity: super::scarcity::Scarcity::default(),
         })
     }
 }

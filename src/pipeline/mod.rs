@@ -16,13 +16,15 @@ mod pixels;
 mod previews;
 mod recovery;
 mod room;
+#[cfg(test)]
+pub(crate) mod scarcity;
 mod self_check;
 mod stages;
 mod text;
 
 pub use batch::BatchChoice;
 pub use generate::{
-    Generate, Generated, GroupJob, MemoryInfo, ModelInfo, Monitor, PromptSupport, StageTimings, Unwatched,
+    Generate, Generated, GroupJob, MemoryInfo, ModelInfo, Monitor, PictureUse, PromptSupport, StageTimings, Unwatched,
 };
 pub use load::LoadOptions;
 pub use pipeline::InferencePipeline;

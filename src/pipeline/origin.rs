@@ -25,6 +25,8 @@ pub(super) struct Origin {
     picture: Option<Picture>,
     /// What a denoiser that was made for inpainting is shown; then it keeps by itself what is to be kept.
     shown: Option<Shown>,
+    /// The latents of the picture that is edited, `(1, c, h, w)` f32, as the encoder gives them: not scaled.
+    edited: Option<Tensor>,
 }
 
 #[derive(Debug)]
@@ -63,6 +65,8 @@ pub(super) struct Start {
     kept: Option<Kept>,
     /// The mask's latents and those of the picture without what is drawn anew: `(b, 1 + c, h, w)` f32.
     shown: Option<Tensor>,
+    /// Whether `shown` is a picture to edit, of `(b, c, h, w)`, without which the network is asked as well.
+    edits: bool,
 }
 
 /// What is put back after each look at the network.
@@ -129,7 +133,23 @@ impl Origin {
             None => (None, None),
         };
         let shown = given.shows_mask.then(|| Shown::new(drawn, drawing, given.factor, device, &encode)).transpose()?;
-        Ok(Self { picture: prepared, shown })
+        Ok(Self { picture: prepared, shown, edited: None })
+    }
+
+    /// Prepares a picture to edit in a drawing of `size`, height and width in pixels.
+    ///
+    /// # Errors
+    ///
+    /// What `encode` fails with, or the tensor library.
+    pub(super) fn edited(
+        picture: &RgbImage,
+        size: (usize, usize),
+        device: &Device,
+        encode: impl Fn(&Tensor) -> Result<LatentDistribution>,
+    ) -> Result<Self> {
+        let encoded = encode(&to_pixels(&resize(picture, side(size.1), side(size.0)), device)?)?;
+        // The distribution's mode, as diffusers takes it.
+        Ok(Self { picture: None, shown: None, edited: Some(encoded.mean) })
     }
 
     /// The start of one image of latents of `shape`, `(1, c, h, w)`. `noise` is the image's own.
@@ -179,13 +199,15 @@ impl Origin {
             }
             _ => None,
         };
-        Ok(Start { latents, kept, shown })
+        let edits = self.edited.is_some();
+        Ok(Start { latents, kept, shown: shown.or_else(|| self.edited.clone()), edits })
     }
 
     fn device(&self) -> Device {
         let encoded = self.picture.as_ref().map(|picture| &picture.encoded);
         let encoded = encoded.or_else(|| self.shown.as_ref().map(|shown| &shown.encoded));
-        encoded.map_or(Device::Cpu, |encoded| encoded.mean.device().clone())
+        let latents = encoded.map(|encoded| &encoded.mean).or(self.edited.as_ref());
+        latents.map_or(Device::Cpu, |latents| latents.device().clone())
     }
 
     /// The picture with what was drawn in it.
@@ -310,7 +332,7 @@ fn faded(mut mask: GrayImage, blur: f32) -> GrayImage {
 impl Start {
     /// The start of images that are drawn from noise alone.
     pub(super) fn of_noise(latents: Tensor) -> Self {
-        Self { latents, kept: None, shown: None }
+        Self { latents, kept: None, shown: None, edits: false }
     }
 
     /// The start of a batch of images, from theirs. All keep a part of a picture or none does, and all are shown one or none
@@ -331,6 +353,7 @@ impl Start {
                 shown if shown.is_empty() => None,
                 shown => Some(cat(shown)?),
             },
+            edits: starts.iter().any(|start| start.edits),
         })
     }
 
@@ -358,6 +381,22 @@ impl Start {
             Some(shown) => Tensor::cat(&[latents, shown], 1)?,
             None => latents.clone(),
         })
+    }
+
+    /// What the denoiser sees for guidance. Where a picture is edited, it is asked about each image three times: without
+    /// the picture, and twice with it; else what is seen is the same for all.
+    ///
+    /// # Errors
+    ///
+    /// The tensor library's.
+    pub(super) fn seen_for_guidance(&self, latents: &Tensor) -> Result<Tensor> {
+        match &self.shown {
+            Some(shown) if self.edits => {
+                let shown = Tensor::cat(&[&shown.zeros_like()?, shown, shown], 0)?;
+                Ok(Tensor::cat(&[&Tensor::cat(&[latents; 3], 0)?, &shown], 1)?)
+            }
+            _ => self.seen(latents),
+        }
     }
 
     /// Puts back what is kept, with noise up to `sigma`; without any at the drawing's end.

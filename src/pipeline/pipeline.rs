@@ -1,8 +1,12 @@
 //! The pipeline itself: what a request asks for, and its plan.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex},
+};
 
 use candle_core::{DType, Device};
+use image::{Rgb, RgbImage};
 
 use super::{
     Generate, Generated, GroupJob, ModelInfo, Monitor, Unwatched,
@@ -15,7 +19,9 @@ use super::{
 use crate::{
     Error, Result,
     models::{Checkpoint, Conditioning, ModelSpec, Prepared, Unet, VaeDecoder, VaeEncoder},
-    sampling::{SamplingConfig, Schedule, SchedulerOptions},
+    sampling::{
+        DEFAULT_IMAGE_GUIDANCE_SCALE, Push, SamplingConfig, Schedule, SchedulerOptions, SpacingKind, guided_steps,
+    },
 };
 
 /// The side of the picture that warms a pipeline up.
@@ -36,6 +42,9 @@ pub struct InferencePipeline {
     pub(super) projection: Mutex<Option<Arc<Projection>>>,
     /// The most images that a network pass draws.
     pub(super) batch: usize,
+    /// When the device runs out of memory, in tests.
+    #[cfg(test)]
+    pub(crate) scarcity: super::scarcity::Scarcity,
 }
 
 /// The networks on their device.
@@ -62,8 +71,18 @@ impl InferencePipeline {
         let side = Some(WARM_UP_PX.next_multiple_of(self.spec.vae.factor()));
         let config =
             SamplingConfig { prompt: "a".to_owned(), steps: 1, width: side, height: side, ..SamplingConfig::default() };
-        self.generate(&config, &mut Unwatched)?;
-        self.projection().map(|_| ())
+        self.generate(&self.with_inputs(config), &mut Unwatched).map(|_| ())
+    }
+
+    /// A request that nobody made, with a picture where the model needs one: a grey one.
+    #[must_use]
+    pub fn with_inputs(&self, config: SamplingConfig) -> SamplingConfig {
+        if !self.spec.edits {
+            return config;
+        }
+        let side = u32::try_from(WARM_UP_PX).expect("the side is small");
+        let grey = RgbImage::from_pixel(side, side, Rgb([128; 3]));
+        SamplingConfig { image: Some(Arc::new(grey)), strength: 1.0, ..config }
     }
 
     /// The networks' number type.
@@ -137,6 +156,7 @@ impl Generate for InferencePipeline {
             let message = format!("is {}; this model's text encoder allows 0 to {most}", config.clip_skip);
             return Err(Error::invalid("clip_skip", message));
         }
+        self.check_edit(config)?;
         text::check(&self.networks.text, &self.spec, config)?;
         self.schedule(config)?;
         self.check_limit(config)
@@ -144,10 +164,38 @@ impl Generate for InferencePipeline {
 }
 
 impl InferencePipeline {
+    /// Checks what is for models that edit pictures, and for others.
+    fn check_edit(&self, config: &SamplingConfig) -> Result<()> {
+        if !self.spec.edits {
+            return match config.image_guidance_scale {
+                Some(scale) => {
+                    let message = format!("is {scale}; it is for models that edit pictures, which this one does not");
+                    Err(Error::unsupported("image_guidance_scale", message))
+                }
+                None => Ok(()),
+            };
+        }
+        if config.image.is_none() {
+            return Err(Error::invalid("image", "is missing; this model edits a picture"));
+        }
+        if config.mask.is_some() {
+            return Err(Error::unsupported("mask", "is not for this model, which edits whole pictures"));
+        }
+        if config.strength < 1.0 {
+            let message = format!("is {}; this model edits pictures, and draws all steps", config.strength);
+            return Err(Error::unsupported("strength", message));
+        }
+        Ok(())
+    }
+
     fn schedule(&self, config: &SamplingConfig) -> Result<(SchedulerOptions, Schedule)> {
         let sampler = config.sampler.unwrap_or(self.info.default_sampler);
         let spacing = config.scheduler.unwrap_or(self.info.default_scheduler);
-        let options = self.spec.scheduler.options(sampler, spacing)?.with_eta(config.eta)?;
+        let options = match &config.sigmas {
+            Some(sigmas) => self.spec.scheduler.options(sampler, SpacingKind::Given)?.with_sigmas(sigmas),
+            None => self.spec.scheduler.options(sampler, spacing)?,
+        };
+        let options = options.with_eta(config.eta)?;
         let strength = if config.image.is_some() { config.strength } else { 1.0 };
         let schedule = Schedule::last_part(&options, config.steps, strength)?;
         Ok((options, schedule))
@@ -164,7 +212,7 @@ impl InferencePipeline {
         let factor = self.spec.vae.factor();
         let (options, schedule) = self.schedule(config)?;
         let conditioning = text::condition(&self.networks.text, &self.spec, config, (height, width), warnings)?;
-        let prepared = prepare(&self.networks.unet, &conditioning)?;
+        let prepared = prepare(&self.networks.unet, &conditioning, config.guidance_scale)?;
         let origin = if config.image.is_some() || self.spec.shows_mask() {
             go_on()?;
             Some(self.origin(config, (height, width))?)
@@ -175,16 +223,30 @@ impl InferencePipeline {
             config,
             agreement: self.agreement(config)?,
             options,
+            guided: guided_steps(config.guidance_start, config.guidance_end, schedule.steps.len()),
             schedule,
             conditioning,
             prepared,
-            guidance_scale: text::is_guided(config).then_some(config.guidance_scale),
+            push: text::is_guided(&self.spec, config).then(|| self.push(config)),
             origin,
             latent_size: (height / factor, width / factor),
         })
     }
 
+    /// How far an image of a guided drawing is pushed.
+    fn push(&self, config: &SamplingConfig) -> Push {
+        let image_scale = config.image_guidance_scale.unwrap_or(DEFAULT_IMAGE_GUIDANCE_SCALE);
+        Push {
+            scale: config.guidance_scale,
+            image_scale: self.spec.edits.then_some(image_scale),
+            rescale: config.guidance_rescale,
+        }
+    }
+
     fn origin(&self, config: &SamplingConfig, size: (usize, usize)) -> Result<Origin> {
+        if let Some(picture) = config.image.as_deref().filter(|_| self.spec.edits) {
+            return Origin::edited(picture, size, &self.networks.device, |pixels| self.encode(pixels));
+        }
         let given = Given {
             picture: config.image.as_deref(),
             mask: config.mask.as_deref(),
@@ -199,8 +261,8 @@ impl InferencePipeline {
 }
 
 /// What a denoiser makes of what it is told of a request.
-pub(super) fn prepare(unet: &Unet, conditioning: &Conditioning) -> Result<Prepared> {
-    unet.prepare(conditioning)
+pub(super) fn prepare(unet: &Unet, conditioning: &Conditioning, guidance_scale: f64) -> Result<Prepared> {
+    unet.tell_guidance(unet.prepare(conditioning)?, guidance_scale)
 }
 
 /// What the images of a request share.
@@ -214,7 +276,9 @@ pub(super) struct Drawing<'a> {
     /// What the denoiser makes of the conditioning.
     pub(super) prepared: Prepared,
     /// `None` where there is one network pass a step.
-    pub(super) guidance_scale: Option<f64>,
+    pub(super) push: Option<Push>,
+    /// The steps in which there is guidance, where there is any.
+    pub(super) guided: Range<usize>,
     /// `None` where a drawing starts from noise alone.
     pub(super) origin: Option<Origin>,
     /// Height and width.

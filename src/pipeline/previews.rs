@@ -44,7 +44,7 @@ impl InferencePipeline {
         Ok(DynamicImage::ImageRgb8(enlarged(&small, scaled(width)?, scaled(height)?)))
     }
 
-    /// The projection, fitted when it is first asked for: while the pipeline warms up, or else by the first preview.
+    /// The projection, fitted when it is first asked for, so that a worker that shows none is ready the sooner.
     pub(super) fn projection(&self) -> Result<Arc<Projection>> {
         let mut kept = self.projection.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(projection) = &*kept {

@@ -55,7 +55,7 @@ impl Denoiser<'_> {
     pub(super) fn prepared(&self, drawing: &Drawing<'_>) -> Result<Prepared> {
         match self {
             Self::Loaded(_) => Ok(drawing.prepared.clone()),
-            Self::Wide(unet) => prepare(unet, &drawing.conditioning),
+            Self::Wide(unet) => prepare(unet, &drawing.conditioning, drawing.config.guidance_scale),
         }
     }
 }

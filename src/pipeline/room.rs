@@ -88,7 +88,7 @@ impl Room {
 
 /// What is done with a picture by the autoencoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Coding {
+pub(crate) enum Coding {
     Encode,
     Decode,
 }
@@ -102,7 +102,8 @@ impl InferencePipeline {
             return 1;
         }
         let free = self.room.free(&self.networks.device);
-        let fits = |images: &usize| free.is_none_or(|free| self.pass_bytes(size, 2 * images) <= free);
+        let passes = text::most_passes(&self.spec);
+        let fits = |images: &usize| free.is_none_or(|free| self.pass_bytes(size, passes * images) <= free);
         (1..=most).rev().find(fits).unwrap_or(1)
     }
 
@@ -149,7 +150,8 @@ impl InferencePipeline {
     /// What a drawing of one image at a time takes at least.
     fn least_bytes(&self, config: &SamplingConfig, size: (usize, usize)) -> usize {
         let tiling = self.room.tiling.least();
-        let pass = self.pass_bytes(size, if text::is_guided(config) { 2 } else { 1 });
+        let pass =
+            self.pass_bytes(size, if text::is_guided(&self.spec, config) { text::most_passes(&self.spec) } else { 1 });
         let encode = if config.image.is_some() { self.coding_bytes(Coding::Encode, size, tiling) } else { 0 };
         pass.max(encode).max(self.coding_bytes(Coding::Decode, size, tiling))
     }
@@ -173,11 +175,21 @@ impl InferencePipeline {
         &self,
         coding: Coding,
         size: (usize, usize),
-        run: impl FnMut(Tiling) -> Result<T>,
+        mut run: impl FnMut(Tiling) -> Result<T>,
     ) -> Result<T> {
         let free = self.room.free(&self.networks.device);
         let tiling = self.room.tiling.resolve(self.coding_bytes(coding, size, Tiling::Off), free);
-        with_less(&[tiling, self.room.tiling.least()], size, || self.forget_encoder(), run)
+        let ways = [tiling, self.room.tiling.least()];
+        with_less(
+            &ways,
+            size,
+            || self.forget_encoder(),
+            |tiling| {
+                #[cfg(test)]
+                self.scarcity.meet(super::scarcity::Work::Code(coding, tiling))?;
+                run(tiling)
+            },
+        )
     }
 
     /// Lets go of what can be read again.

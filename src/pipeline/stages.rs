@@ -40,13 +40,13 @@ impl InferencePipeline {
     ///
     /// A size that the model does not draw; else what failed.
     pub fn prepare(&self, stage: Stage, side_px: usize) -> Result<PreparedStage<'_>> {
-        let config = SamplingConfig {
+        let config = self.with_inputs(SamplingConfig {
             prompt: PROMPT.to_owned(),
             width: Some(side_px),
             height: Some(side_px),
             guidance_scale: SamplingConfig::default().guidance_scale,
             ..SamplingConfig::default()
-        };
+        });
         config.validate(&self.info.limits)?;
         super::Generate::check(self, &config)?;
         let device = &self.networks.device;

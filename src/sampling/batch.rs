@@ -1,6 +1,6 @@
-//! What a batch of images has of its own for each: noise, a guidance scale, a row of every tensor.
+//! What a batch of images has of its own for each: noise, and a row of every tensor.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use super::NoiseGenerator;
 use crate::Result;
@@ -46,50 +46,10 @@ pub(crate) fn select(batch: &Tensor, kept: &[usize]) -> Result<Tensor> {
     Ok(Tensor::cat(&images, 0)?)
 }
 
-/// How far each image of a batch is pushed along its prompt.
-#[derive(Debug)]
-pub enum Guidance {
-    /// All by one scale.
-    Same(f64),
-    /// Each by its own: `(b, 1, 1, 1)` f32.
-    Each(Tensor),
-}
-
-impl Guidance {
-    /// The scales of a batch of images.
-    ///
-    /// # Errors
-    ///
-    /// The tensor library's.
-    #[expect(clippy::cast_possible_truncation, reason = "latents are f32")]
-    pub fn new(scales: &[f64], device: &Device) -> Result<Self> {
-        if let Some(first) = scales.first().filter(|first| scales.iter().all(|scale| scale == *first)) {
-            return Ok(Self::Same(*first));
-        }
-        let scales: Vec<f32> = scales.iter().map(|scale| *scale as f32).collect();
-        Ok(Self::Each(Tensor::from_slice(&scales, (scales.len(), 1, 1, 1), device)?))
-    }
-
-    /// Classifier-free guidance (Ho and Salimans 2022) on a network's outputs, all those without the prompt before all
-    /// those with it: `(2b, c, h, w)` to `(b, c, h, w)`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Tensor`](crate::Error::Tensor) for an odd batch, or one of another size.
-    pub fn guide(&self, outputs: &Tensor) -> Result<Tensor> {
-        let half = outputs.dim(0)? / 2;
-        let without = outputs.narrow(0, 0, half)?;
-        let difference = (outputs.narrow(0, half, half)? - &without)?;
-        let pushed = match self {
-            Self::Same(scale) => (difference * *scale)?,
-            Self::Each(scales) => difference.broadcast_mul(scales)?,
-        };
-        Ok((without + pushed)?)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
 
     fn numbers(count: usize, shape: (usize, usize, usize, usize)) -> Tensor {
@@ -111,18 +71,5 @@ mod tests {
         together.select(&[1]);
         let second = alone[1].normals(20);
         assert_eq!(values(&together.like(&x.narrow(0, 1, 1).unwrap()).unwrap()), second);
-    }
-
-    #[test]
-    fn each_image_is_guided_by_its_own_scale() {
-        let outputs = numbers(4 * 6, (4, 1, 2, 3));
-        let guided = Guidance::new(&[7.5, 2.0], &Device::Cpu).unwrap().guide(&outputs).unwrap();
-        for (image, scale) in [7.5, 2.0].into_iter().enumerate() {
-            let pair = select(&outputs, &[image, image + 2]).unwrap();
-            let alone = Guidance::new(&[scale], &Device::Cpu).unwrap().guide(&pair).unwrap();
-            assert_eq!(values(&guided.narrow(0, image, 1).unwrap()), values(&alone));
-        }
-        let same = Guidance::new(&[3.0, 3.0], &Device::Cpu).unwrap();
-        assert!(matches!(same, Guidance::Same(scale) if scale == 3.0));
     }
 }

@@ -7,21 +7,27 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use image::{GrayImage, RgbImage};
 
-use super::{CropOffset, LongPrompt, PictureSize, PromptSyntax, steps_of_strength};
+use super::{CropOffset, LongPrompt, PictureSize, PromptSyntax, TimestepSpacing, steps_of_strength};
 use crate::{Error, Result};
 
 /// The largest seed: 2^53 - 1, the largest integer that JSON readers keep exactly.
 pub const MAX_SEED: u64 = (1 << 53) - 1;
 /// The sides that a drawing may have, in pixels.
 pub const SIDE_PX: std::ops::RangeInclusive<usize> = 64..=2048;
-const STEPS: std::ops::RangeInclusive<usize> = 1..=150;
+pub(super) const STEPS: std::ops::RangeInclusive<usize> = 1..=150;
 const GUIDANCE: std::ops::RangeInclusive<f64> = 0.0..=30.0;
+/// The levels that a request can list: zero-terminal-SNR training ends at 4096.
+const SIGMAS: std::ops::RangeInclusive<f64> = 0.0001..=10_000.0;
+const IMAGE_GUIDANCE: std::ops::RangeInclusive<f64> = 1.0..=30.0;
 const MAX_CLIP_SKIP: usize = 12;
 const MAX_MASK_BLUR: f32 = 64.0;
 const MAX_PADDING: u32 = 512;
 
 /// How much of a picture is drawn anew when a request does not say.
 pub const DEFAULT_STRENGTH: f64 = 0.75;
+
+/// How far a picture that is edited is followed when a request does not say.
+pub const DEFAULT_IMAGE_GUIDANCE_SCALE: f64 = 1.5;
 
 /// Everything that decides a picture, apart from the model.
 ///
@@ -49,6 +55,9 @@ pub struct SamplingConfig {
     pub sampler: Option<SamplerKind>,
     /// The spacing of the noise levels; `None` is the checkpoint's own.
     pub scheduler: Option<SpacingKind>,
+    /// The noise levels themselves in place of a spacing: σ at which each step begins, 1 to 150, falling; a 0 may stand at
+    /// the end, where the last step ends in any case.
+    pub sigmas: Option<Vec<f64>>,
     /// How much noise each step of `ddim` adds, 0..=1: 1 is DDPM's. For `tcd` it is γ. `None` is 0 for the first and 0.3 for
     /// the second; the other samplers have no such choice.
     pub eta: Option<f64>,
@@ -82,6 +91,16 @@ pub struct SamplingConfig {
     pub crop: Option<CropOffset>,
     /// The size that it is said to be meant for; `None` is its own.
     pub target_size: Option<PictureSize>,
+    /// How far the deviation of a guided output is brought back to that of the output with the prompt, 0..=1 (Lin et al.
+    /// 2023, section 3.4); 0 leaves it.
+    pub guidance_rescale: f64,
+    /// The part of the drawn steps before which there is no guidance: step `i` of `n` is guided where
+    /// `guidance_start <= i / n < guidance_end`. Others make one network pass.
+    pub guidance_start: f64,
+    /// The part of the drawn steps from which on there is no guidance, above `guidance_start` and up to 1.
+    pub guidance_end: f64,
+    /// How far `image` is followed by a model that edits pictures, 1..=30; `None` is 1.5. Others do not take it.
+    pub image_guidance_scale: Option<f64>,
 }
 
 impl Default for SamplingConfig {
@@ -97,6 +116,7 @@ impl Default for SamplingConfig {
             n: 1,
             sampler: None,
             scheduler: None,
+            sigmas: None,
             eta: None,
             image: None,
             mask: None,
@@ -112,6 +132,10 @@ impl Default for SamplingConfig {
             original_size: None,
             crop: None,
             target_size: None,
+            guidance_rescale: 0.0,
+            guidance_start: 0.0,
+            guidance_end: 1.0,
+            image_guidance_scale: None,
         }
     }
 }
@@ -166,6 +190,7 @@ impl SamplingConfig {
         if !GUIDANCE.contains(&self.guidance_scale) {
             return Err(Error::invalid("guidance_scale", format!("is {}; 0 to 30 is allowed", self.guidance_scale)));
         }
+        self.validate_guidance()?;
         if self.n == 0 || self.n > limits.max_batch {
             let (n, most) = (self.n, limits.max_batch);
             return Err(Error::invalid("n", format!("is {n}; this worker allows 1 to {most} images a request")));
@@ -184,7 +209,52 @@ impl SamplingConfig {
         if self.preview_every > *STEPS.end() {
             return Err(Error::invalid("preview_every", format!("is {}; 0 to 150 is allowed", self.preview_every)));
         }
+        self.validate_sigmas()?;
         self.validate_picture()
+    }
+
+    /// Checks the noise levels that a request lists.
+    fn validate_sigmas(&self) -> Result<()> {
+        let Some(sigmas) = &self.sigmas else { return Ok(()) };
+        let invalid = |message: String| Err(Error::invalid("sigmas", message));
+        let levels = steps_of_sigmas(sigmas);
+        if !STEPS.contains(&levels) {
+            return invalid(format!("has {levels} values before a last 0; 1 to {} are allowed", STEPS.end()));
+        }
+        if let Some(sigma) = sigmas[..levels].iter().find(|sigma| !SIGMAS.contains(sigma)) {
+            let (least, most) = (SIGMAS.start(), SIGMAS.end());
+            return invalid(format!("has {sigma}; {least} to {most} is allowed, and 0 as the last value"));
+        }
+        if let Some(pair) = sigmas.windows(2).find(|pair| pair[0] <= pair[1]) {
+            return invalid(format!("goes from {} to {}; values that fall are allowed", pair[0], pair[1]));
+        }
+        if let Some(scheduler) = self.scheduler {
+            return invalid(format!("is given beside the scheduler {scheduler}; one of the two is allowed"));
+        }
+        if self.steps != levels {
+            let message = format!("is {}; the {levels} steps of sigmas are allowed, or no steps at all", self.steps);
+            return Err(Error::invalid("steps", message));
+        }
+        Ok(())
+    }
+
+    /// Checks what belongs to guidance besides its scale.
+    fn validate_guidance(&self) -> Result<()> {
+        let Self { guidance_rescale: rescale, guidance_start: start, guidance_end: end, .. } = *self;
+        if !(0.0..=1.0).contains(&rescale) {
+            return Err(Error::invalid("guidance_rescale", format!("is {rescale}; 0 to 1 is allowed")));
+        }
+        if !(0.0..1.0).contains(&start) {
+            return Err(Error::invalid("guidance_start", format!("is {start}; 0 and more, below 1, is allowed")));
+        }
+        if !(end > start && end <= 1.0) {
+            let message = format!("is {end}; above guidance_start, which is {start}, and up to 1 is allowed");
+            return Err(Error::invalid("guidance_end", message));
+        }
+        match self.image_guidance_scale.filter(|scale| !IMAGE_GUIDANCE.contains(scale)) {
+            Some(scale) => Err(Error::invalid("image_guidance_scale", format!("is {scale}; 1 to 30 is allowed"))),
+            None => Ok(()),
+        }
     }
 
     /// Checks what belongs to a picture to start from.
@@ -218,6 +288,12 @@ impl SamplingConfig {
     pub fn steps_drawn(&self) -> usize {
         if self.image.is_some() { steps_of_strength(self.steps, self.strength) } else { self.steps }
     }
+}
+
+/// How many steps a list of noise levels has: a 0 at its end is where the last step ends.
+#[must_use]
+pub fn steps_of_sigmas(sigmas: &[f64]) -> usize {
+    sigmas.len() - usize::from(sigmas.last() == Some(&0.0))
 }
 
 /// An update rule.
@@ -359,11 +435,55 @@ pub enum SpacingKind {
     Exponential,
     /// By the quantiles of a beta distribution, which favours both ends (Lee et al. 2024).
     Beta,
+    /// Evenly in λ = −ln σ over all of training (Lu et al. 2022).
+    Lu,
+    /// Evenly in timesteps, from the last of training towards the first, as Stability's generative-models space them.
+    SgmUniform,
+    /// Every `N/n`th timestep of training from the last, rounded down.
+    Simple,
+    /// Every `N/n`th timestep of training from the second, with `N/n` rounded down, so that there may be more than `n`.
+    DdimUniform,
+    /// Evenly in the arc tangent of σ over all of training (Sabour et al. 2024).
+    KlOptimal,
+    /// Levels optimised for the model's family (Sabour et al. 2024).
+    Ays,
+    /// The checkpoint's timesteps as multiples of a whole number from zero.
+    Leading,
+    /// The checkpoint's timesteps evenly, both ends included.
+    Linspace,
+    /// The checkpoint's timesteps evenly, counted from the last.
+    Trailing,
+    /// By the `sigmas` of a request. It has no place in [`ALL`](Self::ALL), since a request cannot name it.
+    Given,
 }
 
 impl SpacingKind {
     /// Every spacing, in the order in which they are shown.
-    pub const ALL: [Self; 4] = [Self::Checkpoint, Self::Karras, Self::Exponential, Self::Beta];
+    pub const ALL: [Self; 13] = [
+        Self::Checkpoint,
+        Self::Karras,
+        Self::Exponential,
+        Self::Beta,
+        Self::Lu,
+        Self::SgmUniform,
+        Self::Simple,
+        Self::DdimUniform,
+        Self::KlOptimal,
+        Self::Ays,
+        Self::Leading,
+        Self::Linspace,
+        Self::Trailing,
+    ];
+
+    /// The spacing of the checkpoint's timesteps that this is a name for.
+    pub(super) const fn timesteps(self) -> Option<TimestepSpacing> {
+        match self {
+            Self::Leading => Some(TimestepSpacing::Leading),
+            Self::Linspace => Some(TimestepSpacing::Linspace),
+            Self::Trailing => Some(TimestepSpacing::Trailing),
+            _ => None,
+        }
+    }
 
     /// The name on the wire and on the command line.
     #[must_use]
@@ -373,6 +493,16 @@ impl SpacingKind {
             Self::Karras => "karras",
             Self::Exponential => "exponential",
             Self::Beta => "beta",
+            Self::Lu => "lu",
+            Self::SgmUniform => "sgm_uniform",
+            Self::Simple => "simple",
+            Self::DdimUniform => "ddim_uniform",
+            Self::KlOptimal => "kl_optimal",
+            Self::Ays => "ays",
+            Self::Leading => "leading",
+            Self::Linspace => "linspace",
+            Self::Trailing => "trailing",
+            Self::Given => "sigmas",
         }
     }
 }
@@ -443,6 +573,9 @@ mod tests {
             ..valid()
         };
         widest.validate(&Limits::default()).unwrap();
+        let sigmas = (0..=150).rev().map(f64::from).collect();
+        let listed = SamplingConfig { sigmas: Some(sigmas), steps: 150, ..valid() };
+        listed.validate(&Limits::default()).unwrap();
         let least = SamplingConfig { width: Some(64), height: Some(64), steps: 1, guidance_scale: 0.0, ..valid() };
         least.validate(&Limits::default()).unwrap();
     }
@@ -465,6 +598,19 @@ mod tests {
             ("n", SamplingConfig { n: 0, ..valid() }),
             ("n", SamplingConfig { n: 9, ..valid() }),
             ("clip_skip", SamplingConfig { clip_skip: 13, ..valid() }),
+            ("sigmas", SamplingConfig { sigmas: Some(vec![]), ..valid() }),
+            ("sigmas", SamplingConfig { sigmas: Some(vec![0.0]), steps: 1, ..valid() }),
+            ("sigmas", SamplingConfig { sigmas: Some(vec![2.0, 2.0]), steps: 2, ..valid() }),
+            ("sigmas", SamplingConfig { sigmas: Some(vec![2.0, 0.0, 0.0]), steps: 1, ..valid() }),
+            ("sigmas", SamplingConfig { sigmas: Some(vec![2.0, -1.0]), steps: 2, ..valid() }),
+            ("sigmas", SamplingConfig { sigmas: Some(vec![f64::INFINITY, 1.0]), steps: 2, ..valid() }),
+            ("sigmas", SamplingConfig { sigmas: Some(vec![f64::NAN]), steps: 1, ..valid() }),
+            ("sigmas", SamplingConfig { sigmas: Some((1..=151).rev().map(f64::from).collect()), ..valid() }),
+            (
+                "sigmas",
+                SamplingConfig { sigmas: Some(vec![2.0]), steps: 1, scheduler: Some(SpacingKind::Lu), ..valid() },
+            ),
+            ("steps", SamplingConfig { sigmas: Some(vec![2.0, 1.0, 0.0]), steps: 3, ..valid() }),
             ("preview_every", SamplingConfig { preview_every: 151, ..valid() }),
             ("eta", SamplingConfig { eta: Some(1.1), ..valid() }),
             ("eta", SamplingConfig { eta: Some(f64::NAN), ..valid() }),

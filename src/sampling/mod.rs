@@ -3,12 +3,14 @@
 //! Owns [`SamplingConfig`], the schedules, the samplers, prediction types, guidance and seeded noise. It must not know
 //! any network: a network reaches it as a function from latents and a noise level to denoised latents.
 
+mod aligned;
 mod batch;
 mod beta;
 mod bound;
 mod config;
 mod distilled;
 mod edm;
+mod guidance;
 mod level;
 mod noise;
 mod prediction;
@@ -20,13 +22,19 @@ mod scheduler_keys;
 mod scheduler_options;
 mod scheduler_reader;
 mod solver;
+mod spacing;
 mod timesteps;
 mod training;
 
+pub use aligned::AlignedLevels;
+pub use batch::BatchNoise;
 pub(crate) use batch::select;
-pub use batch::{BatchNoise, Guidance};
 pub use bound::Bound;
-pub use config::{DEFAULT_STRENGTH, Limits, SIDE_PX, SamplerKind, SamplingConfig, SpacingKind};
+pub use config::{
+    DEFAULT_IMAGE_GUIDANCE_SCALE, DEFAULT_STRENGTH, Limits, SIDE_PX, SamplerKind, SamplingConfig, SpacingKind,
+    steps_of_sigmas,
+};
+pub use guidance::{Guidance, Push, guided_steps};
 pub use level::noisy;
 pub use noise::NoiseGenerator;
 pub use prediction::PredictionType;

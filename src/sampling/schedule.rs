@@ -7,15 +7,12 @@
 
 use super::{
     BetaSchedule, FinalSigmas, Interpolation, SamplerKind, SchedulerOptions, SpacingKind, TimestepSpacing,
-    beta::beta_quantile,
     level::noise_share,
+    spacing::spaced_sigmas,
     timesteps::{dpm_solver_timesteps, timesteps},
     training::TerminalSigma,
 };
 use crate::{Error, Result};
-
-/// Karras et al. 2022, equation 5.
-const KARRAS_RHO: f64 = 7.0;
 
 /// A noise level, with the timestep that the network is told.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -231,11 +228,7 @@ impl Schedule {
         }
         let starts_at_sigma = options.timestep_spacing != TimestepSpacing::Leading && !multistep;
         let initial_scale = if starts_at_sigma { noise_share(sigmas[0]) } else { 1.0 };
-        sigmas.push(match options.final_sigmas {
-            FinalSigmas::SigmaMin if ends_at_its_last(options) => sigmas[sigmas.len() - 1],
-            FinalSigmas::SigmaMin => training[0],
-            FinalSigmas::Zero => 0.0,
-        });
+        sigmas.push(last_sigma(options, training[0], sigmas[sigmas.len() - 1]));
         let step = |(number, timestep): (usize, f64)| {
             let level = Level { timestep, sigma: sigmas[number] };
             Step { level, next_sigma: sigmas[number + 1], second: None }
@@ -297,7 +290,8 @@ impl Schedule {
 
 /// How diffusers makes the timesteps of spaced σ whole, where it does.
 fn whole_timesteps(options: &SchedulerOptions) -> Option<fn(f64) -> f64> {
-    let karras = options.spacing == SpacingKind::Karras;
+    // Those that diffusers knows by Karras' name or not at all are rounded as Karras' are.
+    let cut = matches!(options.spacing, SpacingKind::Exponential | SpacingKind::Beta);
     match options.sampler {
         // The network's timesteps are whole, which cuts off what is not rounded.
         SamplerKind::Dpmpp2m | SamplerKind::Dpmpp2mSde | SamplerKind::Dpmpp3mSde
@@ -305,16 +299,31 @@ fn whole_timesteps(options: &SchedulerOptions) -> Option<fn(f64) -> f64> {
         {
             Some(f64::trunc)
         }
-        sampler if sampler.is_of_dpm_solver_kind() && !karras => Some(f64::trunc),
-        SamplerKind::Dpm2 | SamplerKind::Dpm2Ancestral if karras => Some(f64::round_ties_even),
+        sampler if sampler.is_of_dpm_solver_kind() && cut => Some(f64::trunc),
+        SamplerKind::Dpm2 | SamplerKind::Dpm2Ancestral if !cut => Some(f64::round_ties_even),
         sampler if sampler.is_of_dpm_solver_kind() => Some(f64::round_ties_even),
         _ => None,
     }
 }
 
-/// Whether the last step of a spacing other than the checkpoint's ends at the spacing's own least σ.
-fn ends_at_its_last(options: &SchedulerOptions) -> bool {
-    options.spacing != SpacingKind::Checkpoint && matches!(options.sampler, SamplerKind::UniPc | SamplerKind::Deis)
+/// Where a schedule ends whose last step begins at σ `last`; `least` is the least of training.
+fn last_sigma(options: &SchedulerOptions, least: f64, last: f64) -> f64 {
+    let ends_at_its_last = matches!(options.sampler, SamplerKind::UniPc | SamplerKind::Deis);
+    match (options.final_sigmas, options.spacing) {
+        (FinalSigmas::Zero, _) => 0.0,
+        (FinalSigmas::SigmaMin, SpacingKind::Checkpoint | SpacingKind::Lu) => least,
+        (FinalSigmas::SigmaMin, SpacingKind::Karras | SpacingKind::Exponential | SpacingKind::Beta) => {
+            if ends_at_its_last {
+                last
+            } else {
+                least
+            }
+        }
+        // DEIS computes with the logarithm of σ, so it ends above 0.
+        (FinalSigmas::SigmaMin, _) if options.sampler == SamplerKind::Deis => least.min(last),
+        // Where these end is a part of them.
+        (FinalSigmas::SigmaMin, _) => 0.0,
+    }
 }
 
 /// PNDM's second look, at `level`: the step from one stride above it, corrected by what the network gives there.
@@ -365,45 +374,46 @@ fn log_linear(training: &[f64], steps: usize) -> Vec<f64> {
     (0..=steps).map(|number| (most + number as f64 / steps as f64 * (least - most)).exp()).collect()
 }
 
-/// `steps` values of σ by a spacing other than the checkpoint's. The ends are the checkpoint's where it names them, else all of
-/// training for DPM-Solver++ and what `spaced` spans for the others, as in diffusers.
-#[expect(clippy::cast_precision_loss, reason = "steps are few")]
-fn spaced_sigmas(options: &SchedulerOptions, training: &[f64], spaced: &[f64], steps: usize) -> Result<Vec<f64>> {
-    let (most, least) = if options.sampler.is_of_dpm_solver_kind() {
-        (training[training.len() - 1], training[0])
-    } else {
-        (spaced[0], spaced[spaced.len() - 1])
-    };
-    // diffusers' LMS and DPM-Solver SDE do not read the checkpoint's here.
-    let ignores =
-        matches!(options.sampler, SamplerKind::Lms | SamplerKind::DpmppSde) && options.spacing == SpacingKind::Karras;
-    let ends = if ignores { (None, None) } else { (options.sigma_max, options.sigma_min) };
-    let (most, least) = (ends.0.unwrap_or(most), ends.1.unwrap_or(least));
-    if steps > 1 && most < least {
-        let message =
-            format!("is {steps}; with this model's sigma_min and sigma_max σ would rise, {most:.3} to {least:.3}");
-        return Err(Error::invalid("steps", message));
-    }
-    let between = |most: f64, least: f64, part: f64| most + part * (least - most);
-    let sigma = |number: usize| {
-        let part = if steps == 1 { 0.0 } else { number as f64 / (steps - 1) as f64 };
-        match options.spacing {
-            SpacingKind::Exponential => between(most.ln(), least.ln(), part).exp(),
-            SpacingKind::Beta => between(least, most, beta_quantile(1.0 - part)),
-            // Equation 5.
-            _ => between(most.powf(1.0 / KARRAS_RHO), least.powf(1.0 / KARRAS_RHO), part).powf(KARRAS_RHO),
-        }
-    };
-    Ok((0..steps).map(sigma).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sampling::SchedulerConfig;
+    use crate::sampling::{AlignedLevels, SchedulerConfig};
 
     fn options(json: &str, sampler: SamplerKind, spacing: SpacingKind) -> SchedulerOptions {
-        serde_json::from_str::<SchedulerConfig>(json).unwrap().options(sampler, spacing).unwrap()
+        let mut config = serde_json::from_str::<SchedulerConfig>(json).unwrap();
+        config.align(AlignedLevels::StableDiffusion1);
+        config.options(sampler, spacing).unwrap()
+    }
+
+    #[test]
+    fn ddim_uniform_refuses_steps_of_which_it_makes_more_than_a_request_may_have() {
+        let json = r#"{"num_train_timesteps": 1000}"#;
+        let options = options(json, SamplerKind::Euler, SpacingKind::DdimUniform);
+        let message = "steps: is 150, of which ddim_uniform makes 167 with this model; 150 are allowed";
+        assert_eq!(refused(&options, 150), message);
+        assert_eq!(Schedule::new(&options, 142).unwrap().steps.len(), 143);
+    }
+
+    #[test]
+    fn ays_is_refused_by_name_where_a_family_has_no_levels() {
+        let config: SchedulerConfig = serde_json::from_str(r#"{"_class_name": "EulerDiscreteScheduler"}"#).unwrap();
+        let message = config.options(SamplerKind::Euler, SpacingKind::Ays).unwrap_err().to_string();
+        assert!(
+            message
+                .contains("scheduler: is ays, which has no levels for this model's family; one of checkpoint, karras"),
+            "{message}"
+        );
+        assert!(!config.spacings().contains(&SpacingKind::Ays));
+    }
+
+    #[test]
+    fn edm_refuses_spacings_and_levels_by_name() {
+        let config: SchedulerConfig = serde_json::from_str(r#"{"_class_name": "EDMEulerScheduler"}"#).unwrap();
+        for (spacing, field) in [(SpacingKind::Simple, "scheduler: is simple"), (SpacingKind::Given, "sigmas: ")] {
+            let message = config.options(SamplerKind::EdmEuler, spacing).unwrap_err().to_string();
+            assert!(message.contains(field) && message.contains("one of checkpoint, karras, exponential"), "{message}");
+        }
+        assert_eq!(config.spacings(), [SpacingKind::Checkpoint, SpacingKind::Karras, SpacingKind::Exponential]);
     }
 
     fn refused(options: &SchedulerOptions, steps: usize) -> String {
@@ -417,8 +427,13 @@ mod tests {
         assert_eq!(refused(&euler, 51), "steps: is 51; this model has 50 timesteps to choose from");
         for sampler in SamplerKind::ALL.into_iter().filter(|kind| !kind.is_edm()) {
             for spacing in SpacingKind::ALL {
+                if sampler.is_for_distilled() && spacing.timesteps().is_some() {
+                    continue;
+                }
                 let schedule = Schedule::new(&options(json, sampler, spacing), 50).unwrap();
-                assert_eq!(schedule.steps.len(), 50, "{sampler} {spacing}");
+                // Its first timestep is the second of training.
+                let wanted = if spacing == SpacingKind::DdimUniform { 49 } else { 50 };
+                assert_eq!(schedule.steps.len(), wanted, "{sampler} {spacing}");
             }
         }
         // λ = −ln σ is 2.3 at σ = 0.1.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::{
-    Algorithm, SamplerKind, SpacingKind,
+    Algorithm, AlignedLevels, SamplerKind, SpacingKind,
     scheduler_keys::{Key, Setting},
     scheduler_options::SchedulerOptions,
     scheduler_reader::Reader,
@@ -22,6 +22,7 @@ pub struct SchedulerConfig {
     /// The class that `model_index.json` names.
     class: Option<SamplerKind>,
     pub(super) settings: BTreeMap<String, Setting>,
+    pub(super) aligned: Option<AlignedLevels>,
 }
 
 impl From<BTreeMap<String, Setting>> for SchedulerConfig {
@@ -36,15 +37,16 @@ impl From<BTreeMap<String, Setting>> for SchedulerConfig {
             _ => false,
         };
         settings.retain(|_, setting| !unset(setting));
-        Self { class: None, settings }
+        Self { class: None, settings, aligned: None }
     }
 }
 
 /// The keys that choose a spacing of σ.
-pub(super) const SPACING_KEYS: [(&str, SpacingKind); 3] = [
+pub(super) const SPACING_KEYS: [(&str, SpacingKind); 4] = [
     ("use_karras_sigmas", SpacingKind::Karras),
     ("use_exponential_sigmas", SpacingKind::Exponential),
     ("use_beta_sigmas", SpacingKind::Beta),
+    ("use_lu_lambdas", SpacingKind::Lu),
 ];
 
 /// The classes of diffusers' schedulers, and the samplers they are.
@@ -110,6 +112,21 @@ impl SchedulerConfig {
         self.settings.insert(key.to_owned(), setting);
     }
 
+    /// Gives [`SpacingKind::Ays`] its levels, which a checkpoint's family decides.
+    pub fn align(&mut self, levels: AlignedLevels) {
+        self.aligned = Some(levels);
+    }
+
+    /// The spacings that a request can name.
+    #[must_use]
+    pub fn spacings(&self) -> Vec<SpacingKind> {
+        let is_edm = self.own_class().is_ok_and(SamplerKind::is_edm);
+        let is_taken = |spacing: &SpacingKind| {
+            if is_edm { EDM_SPACINGS.contains(spacing) } else { *spacing != SpacingKind::Ays || self.aligned.is_some() }
+        };
+        SpacingKind::ALL.into_iter().filter(is_taken).collect()
+    }
+
     /// Checks that this configuration asks its own class for nothing that is not there.
     ///
     /// # Errors
@@ -169,9 +186,26 @@ impl SchedulerConfig {
     /// a sampler or spacing that the network was not trained for.
     pub fn options(&self, sampler: SamplerKind, spacing: SpacingKind) -> Result<SchedulerOptions> {
         self.check_preconditioning(sampler, spacing)?;
+        if spacing.timesteps().is_some() && sampler.is_for_distilled() {
+            let message =
+                format!("is {spacing}, but {sampler} chooses among the timesteps of its network's distillation");
+            return Err(Error::unsupported("scheduler", message));
+        }
+        if spacing == SpacingKind::Ays && self.aligned.is_none() {
+            let allowed: Vec<&str> = self.spacings().into_iter().map(SpacingKind::name).collect();
+            let message = format!(
+                "is {spacing}, which has no levels for this model's family; one of {} is allowed",
+                allowed.join(", ")
+            );
+            return Err(Error::unsupported("scheduler", message));
+        }
         self.resolve(sampler, spacing).map_err(|(class, message)| {
             let given = if class == sampler.reader() { sampler.name() } else { spacing.name() };
-            let field = if class == sampler.reader() { "sampler" } else { "scheduler" };
+            let field = match (class == sampler.reader(), spacing) {
+                (true, _) => "sampler",
+                (false, SpacingKind::Given) => "sigmas",
+                (false, _) => "scheduler",
+            };
             let class = class.class();
             Error::unsupported(field, format!("is {given}, which draws as {class} does; this model's {message}"))
         })
@@ -197,7 +231,10 @@ impl SchedulerConfig {
         if is_edm && !EDM_SPACINGS.contains(&spacing) {
             let allowed = EDM_SPACINGS.map(SpacingKind::name).join(", ");
             let message = format!("is {spacing}; this model's network was preconditioned as EDM's: one of {allowed}");
-            return Err(Error::unsupported("scheduler", message));
+            return Err(Error::unsupported(
+                if spacing == SpacingKind::Given { "sigmas" } else { "scheduler" },
+                message,
+            ));
         }
         Ok(())
     }
@@ -206,6 +243,8 @@ impl SchedulerConfig {
     fn resolve(&self, sampler: SamplerKind, spacing: SpacingKind) -> Result<SchedulerOptions, (SamplerKind, String)> {
         let own = Reader { config: self, class: sampler.reader(), sampler };
         own.check().map_err(|message| (own.class, message))?;
+        let timesteps = spacing.timesteps();
+        let spacing = if timesteps.is_some() { SpacingKind::Checkpoint } else { spacing };
         // Where diffusers' class cannot space σ itself, the levels of a spacing are those of its Euler.
         let spaces = own.class.is_edm() || Key::named("use_karras_sigmas").is_read_by(own.class);
         let class = if spacing != SpacingKind::Checkpoint && !spaces { SamplerKind::Euler } else { own.class };
@@ -215,6 +254,9 @@ impl SchedulerConfig {
         if class != own.class {
             // Only the levels are Euler's.
             options.take_rule_of(own.options(SpacingKind::Checkpoint).map_err(|message| (own.class, message))?);
+        }
+        if let Some(timesteps) = timesteps {
+            options.timestep_spacing = timesteps;
         }
         Ok(options)
     }

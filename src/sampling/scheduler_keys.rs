@@ -283,7 +283,7 @@ pub(super) static KEYS: &[Key] = &[
     Key::new("rho", EDM, Number(7.0), Honoured),
     Key::new("use_exponential_sigmas", SPACERS, NO, Honoured),
     Key::new("use_beta_sigmas", SPACERS, NO, Honoured),
-    Key::new("use_lu_lambdas", &[Dpmpp2m], NO, Only(&[NO])),
+    Key::new("use_lu_lambdas", &[Dpmpp2m], NO, Honoured),
     Key::new("use_flow_sigmas", FLOWS, NO, Only(&[NO])),
     // Read with use_flow_sigmas alone.
     Key::new("flow_shift", FLOWS, Number(1.0), Idle),

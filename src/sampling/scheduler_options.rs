@@ -4,7 +4,9 @@
 //! the file says is kept, what it does not say is the drawing class's default. `scheduler_reader` fills them in. Next:
 //! `schedule` and `samplers` draw by the options.
 
-use super::{Algorithm, Bound, Edm, PredictionType, SamplerKind, Solver, SpacingKind, UniPcOptions, Variance};
+use super::{
+    Algorithm, AlignedLevels, Bound, Edm, PredictionType, SamplerKind, Solver, SpacingKind, UniPcOptions, Variance,
+};
 use crate::Result;
 
 /// A scheduler's configuration with every default filled in, for one sampler and spacing.
@@ -56,6 +58,10 @@ pub struct SchedulerOptions {
     pub(super) eta: f64,
     /// Of a network that was preconditioned as EDM's.
     pub(super) edm: Option<Edm>,
+    /// The levels of [`SpacingKind::Ays`].
+    pub(super) aligned: Option<AlignedLevels>,
+    /// The levels of [`SpacingKind::Given`]: σ at which each step begins, falling.
+    pub(super) sigmas: Vec<f64>,
 }
 
 /// How betas go from the first to the last.
@@ -101,6 +107,14 @@ pub enum Interpolation {
 }
 
 impl SchedulerOptions {
+    /// The same with the levels of a request, as [`SamplingConfig::sigmas`](super::SamplingConfig::sigmas) has them.
+    #[must_use]
+    pub fn with_sigmas(self, sigmas: &[f64]) -> Self {
+        // Where the last step ends is said apart.
+        let sigmas = sigmas.iter().copied().filter(|sigma| *sigma > 0.0).collect();
+        Self { spacing: SpacingKind::Given, sigmas, ..self }
+    }
+
     /// Refuses numbers that no drawing can be made of.
     pub(super) fn check(&self) -> Result<(), String> {
         let timesteps = self.num_train_timesteps;

@@ -90,6 +90,8 @@ impl Reader<'_> {
             timestep_scaling: self.number("timestep_scaling")?,
             eta: if self.class == SamplerKind::Tcd { DEFAULT_GAMMA } else { 0.0 },
             edm,
+            aligned: self.config.aligned,
+            sigmas: Vec::new(),
         };
         options.check()?;
         Ok(options)

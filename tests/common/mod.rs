@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, mpsc as std_mpsc};
 use darkroom::{
     Error, Result,
     models::WeightsDigest,
-    pipeline::{Generate, Generated, MemoryInfo, ModelInfo, Monitor, PromptSupport},
+    pipeline::{Generate, Generated, MemoryInfo, ModelInfo, Monitor, PictureUse, PromptSupport},
     sampling::{Limits, SamplerKind, SamplingConfig, SpacingKind},
 };
 use image::{DynamicImage, Rgb, RgbImage};
@@ -71,10 +71,12 @@ pub fn fake() -> (Arc<Fake>, Hands) {
         default_sampler: SamplerKind::Euler,
         samplers: SamplerKind::ALL.to_vec(),
         default_scheduler: SpacingKind::Checkpoint,
+        schedulers: SpacingKind::ALL.to_vec(),
         limits: Limits { max_pixels: 1 << 20, max_batch: 4 },
         prompts: PromptSupport { chunk_tokens: 75, max_chunks: 10, second: false },
         digest: WeightsDigest::default(),
         memory: MemoryInfo { weights_bytes: 1 << 20, limit_bytes: Some(1 << 30) },
+        pictures: PictureUse::Start,
     };
     (Arc::new(Fake { info, orders: Mutex::new(orders_rx), begun: begun_tx }), Hands { orders, begun })
 }

@@ -4,8 +4,12 @@ import inspect
 
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
+    LatentConsistencyModelImg2ImgPipeline,
+    LatentConsistencyModelPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLInpaintPipeline,
@@ -23,9 +27,13 @@ CLASSES = [
     StableDiffusionPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionXLPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLInpaintPipeline,
+    LatentConsistencyModelPipeline,
+    LatentConsistencyModelImg2ImgPipeline,
+    AutoencoderTiny,
 ]
 
 

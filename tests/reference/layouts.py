@@ -1,11 +1,17 @@
 """UNets in the layouts of distilled models, and what diffusers computes with them: data/layouts/."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
+from diffusers import DDIMScheduler, LatentConsistencyModelPipeline, StableDiffusionPipeline
 
 from checkpoints import make_unet, normal, save_config, save_weights, write_tensors
 from shapes import CHECKPOINTS, unet
 
+# One for each image of a batch; the first is no guidance.
+GUIDANCE_SCALES = [1.0, 8.5]
+PROMPT = "a photo of a red fox in the snow"
 # What fits the text encoders of the tiny checkpoints, so that pictures can be drawn in these layouts, too.
 SMALL = {"sample_size": 8, "norm_num_groups": 4, "cross_attention_dim": 32}
 XL = CHECKPOINTS["sdxl"]["unet"]
@@ -52,6 +58,33 @@ LAYOUTS = {
         mid_block_type=None,
         flip_sin_to_cos=None,
     ),
+    # Options that published checkpoints leave alone; the first level halves odd sizes rounding down.
+    "options": unet(
+        [8, 16],
+        [True, True],
+        **SMALL,
+        layers_per_block=1,
+        attention_head_dim=[2, 4],
+        center_input_sample=True,
+        mid_block_scale_factor=1.6,
+        downsample_padding=0,
+        only_cross_attention=[True, False],
+        resnet_time_scale_shift="scale_shift",
+        conv_in_kernel=1,
+        conv_out_kernel=1,
+    ),
+    # As latent consistency models: told the guidance scale.
+    "told_guidance": unet(
+        [8, 16],
+        [True, True],
+        **SMALL,
+        layers_per_block=1,
+        attention_head_dim=[2, 4],
+        only_cross_attention=True,
+        mid_block_type="UNetMidBlock2D",
+        mid_block_scale_factor=0.7,
+        time_cond_proj_dim=12,
+    ),
 }
 
 
@@ -72,7 +105,37 @@ def write(folder):
         added = {}
         if config.get("addition_embed_type"):
             added = {"text_embeds": normal(rng, 2, 32), "time_ids": torch.full((2, 6), 64.0)}
-        output = network(
-            given["sample"], torch.tensor(321.0), given["encoder_hidden_states"], added_cond_kwargs=added
-        ).sample
-        write_tensors(folder / name / "unet.safetensors", {**given, **added, "output": output})
+        told = None
+        if config.get("time_cond_proj_dim"):
+            scales = torch.tensor(GUIDANCE_SCALES) - 1
+            told = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, scales, config["time_cond_proj_dim"])
+
+        def output(sample):
+            return network(
+                sample, torch.tensor(321.0), given["encoder_hidden_states"], timestep_cond=told, added_cond_kwargs=added
+            ).sample
+
+        wanted = {"output": output(given["sample"])}
+        if name == "options":
+            given["odd_sample"] = normal(rng, 2, 4, 7, 9)
+            wanted["odd_output"] = output(given["odd_sample"])
+        write_tensors(folder / name / "unet.safetensors", {**given, **added, **wanted})
+        if told is not None:
+            write_pictures(network, folder / name)
+
+
+def write_pictures(network, folder):
+    """Pictures of sd15's other components with a network that is told the guidance scale."""
+    pipe = StableDiffusionPipeline.from_pretrained(
+        Path(__file__).resolve().parent / "data" / "sd15" / "model", unet=network, dtype=torch.float32, local_files_only=True
+    )
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pictures = {}
+    for scale in GUIDANCE_SCALES:
+        generator = torch.Generator("cpu").manual_seed(42)
+        drawn = pipe(
+            PROMPT, num_inference_steps=4, guidance_scale=scale, height=64, width=64, generator=generator, output_type="np"
+        ).images[0]
+        pictures[f"ddim.{scale}"] = torch.from_numpy((drawn * 255).round().astype(np.uint8))
+    write_tensors(folder / "pictures.safetensors", pictures)

@@ -5,6 +5,7 @@ timesteps are those of EulerDiscreteScheduler.
 """
 
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from diffusers.utils.torch_utils import randn_tensor
 
 from samplers import scheduler
@@ -16,18 +17,31 @@ class Denoiser:
     def __init__(self, pipe, case, embeddings):
         self.pipe, self.guidance = pipe, case["guidance_scale"]
         self.guided = self.guidance > 1
+        self.rescale = case.get("guidance_rescale", 0.0)
+        self.part = case.get("guidance_start", 0.0), case.get("guidance_end", 1.0)
         self.text, self.added = embeddings
+        self.is_clamped = pipe.scheduler.config.get("rescale_betas_zero_snr", False)
         self.prediction = pipe.scheduler.config.prediction_type
 
     def output(self, x, sigma, t):
         """What the UNet gives, ε or v."""
         seen = x / (sigma**2 + 1) ** 0.5
-        batch = torch.cat([seen, seen] if self.guided else [seen]).float()
-        output = self.pipe.unet(batch, t, self.text, added_cond_kwargs=self.added).sample.double()
+        rows = 2 if self.guided else 1
+        # The prompt is the last of what the network is told.
+        told = {key: value[-rows:] for key, value in self.added.items()}
+        batch = torch.cat([seen] * rows).float()
+        output = self.pipe.unet(batch, t, self.text[-rows:], added_cond_kwargs=told).sample.double()
         if self.guided:
             without, with_prompt = output.chunk(2)
             output = without + self.guidance * (with_prompt - without)
+            if self.rescale > 0:
+                output = rescale_noise_cfg(output, with_prompt, self.rescale)
         return output
+
+    def begin_step(self, number, count):
+        """Says that step `number` of `count` begins: whether it is guided."""
+        start, end = self.part
+        self.guided = self.guidance > 1 and start <= number / count < end
 
     def epsilon(self, output, x, sigma):
         """ε of an output for the sample x."""
@@ -42,14 +56,16 @@ class Denoiser:
 
 def euler(denoise, x, levels, _generator):
     """Deterministic DDIM, arXiv:2010.02502 eq. 12 with η = 0, in σ-space."""
-    for t, sigma, following in levels:
+    for number, (t, sigma, following) in enumerate(levels):
+        denoise.begin_step(number, len(levels))
         x = x + (following - sigma) * denoise(x, sigma, t)
     return x
 
 
 def euler_ancestral(denoise, x, levels, generator):
     """EulerAncestralDiscreteScheduler's step; noise is drawn at every step, the last included."""
-    for t, sigma, following in levels:
+    for number, (t, sigma, following) in enumerate(levels):
+        denoise.begin_step(number, len(levels))
         up = following * (max(sigma**2 - following**2, 0) ** 0.5) / sigma
         down = (following**2 - up**2) ** 0.5
         x = x + (down - sigma) * denoise(x, sigma, t)
@@ -87,16 +103,17 @@ def combine(e):
 def heun(denoise, x, levels, _generator):
     """HeunDiscreteScheduler's step, but a plain Euler step out of the clamped first level."""
     for index, (t, sigma, following) in enumerate(levels):
+        denoise.begin_step(index, len(levels))
         slope = denoise(x, sigma, t)
         predicted = x + (following - sigma) * slope
-        if index > 0 and following > 0:
+        if not (index == 0 and denoise.is_clamped) and following > 0:
             slope = (slope + denoise(predicted, following, levels[index + 1][0])) / 2
             predicted = x + (following - sigma) * slope
         x = predicted
     return x
 
 
-LOOPS = {"ddim": euler, "euler_ancestral": euler_ancestral, "pndm": plms, "heun": heun}
+LOOPS = {"ddim": euler, "euler": euler, "euler_ancestral": euler_ancestral, "pndm": plms, "heun": heun}
 
 
 def euler_levels(config, karras, steps):

@@ -4,6 +4,7 @@ mod accelerator;
 mod batches;
 mod changes;
 mod device;
+mod guidance;
 mod networks;
 mod pictures;
 mod prompts;

@@ -13,6 +13,7 @@ import torch
 import changes
 import checkpoints
 import expected
+import guidance
 import keys
 import layouts
 import noise
@@ -23,6 +24,7 @@ import prompts
 import rules
 import scheduler_keys
 import schedules
+import spacings
 import tokenizing
 from shapes import CHECKPOINTS
 
@@ -59,9 +61,22 @@ def write_all_changes():
         changes.write_inpainting(expected.load(name, DATA / name / "model"), DATA / name)
 
 
+def write_all_spacings():
+    spacings.write_spacings(DATA / "spacings.json")
+    for name in ("sd15", "sdxl"):
+        spacings.write_pictures(expected.load(name, DATA / name / "model"), DATA / name)
+
+
+def write_all_guidance():
+    for name in CHECKPOINTS:
+        guidance.write_guidance(expected.load(name, DATA / name / "model"), DATA / name)
+    guidance.write_editing(expected.load("sd15", DATA / "sd15" / "model"), DATA / "sd15")
+
+
 def main():
     parts = {name: lambda name=name: checkpoint(name) for name in CHECKPOINTS}
     parts["schedules"] = lambda: schedules.write_schedules(DATA / "schedules.json")
+    parts["spacings"] = write_all_spacings
     parts["tokenizers"] = lambda: tokenizing.write_tokenizers(DATA)
     parts["keys_of_schedulers"] = lambda: scheduler_keys.write_keys(DATA / "scheduler_keys.json")
     parts["options"] = lambda: options.write_options(DATA / "scheduler_options.json")
@@ -70,6 +85,7 @@ def main():
     parts["noise"] = lambda: noise.write_noise(DATA / "noise.safetensors")
     parts["changes"] = write_all_changes
     parts["prompts"] = write_all_prompts
+    parts["guidance"] = write_all_guidance
     parts["rules"] = lambda: rules.write_rules(expected.load("sd15", DATA / "sd15" / "model"), DATA / "sd15")
     parts["pocket"] = lambda: pocket.write_pocket(DATA / "pocket")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])

@@ -3,8 +3,8 @@
 use candle_core::{DType, Device, IndexOp, Tensor};
 use darkroom::{
     models::{
-        Added, Checkpoint, Conditioning, ModelSource, ModelSpec, PromptTokenizer, TextWindow, Tiling, Unet, UnetConfig,
-        VaeDecoder, VaeEncoder,
+        Added, Checkpoint, Conditioning, ModelSource, ModelSpec, Prepared, PromptTokenizer, TextWindow, Tiling, Unet,
+        UnetConfig, VaeDecoder, VaeEncoder,
     },
     nn::{LoadProgress, Weights},
     sampling::NoiseGenerator,
@@ -103,17 +103,43 @@ pub fn unets_give_what_diffusers_gives_at_whole_and_fractional_timesteps_and_odd
 
 #[test]
 pub fn unets_in_the_layouts_of_distilled_models_give_what_diffusers_gives() {
-    for name in ["layouts/nested", "layouts/plain_middle", "layouts/no_middle"] {
+    for name in ["layouts/nested", "layouts/plain_middle", "layouts/no_middle", "layouts/options"] {
         let config = UnetConfig::read(&checkpoint(name)).unwrap();
         let unet = with_weights(name, "unet", |weights| Unet::new(&config, weights).unwrap());
         let data = tensors(&format!("{name}/unet.safetensors"));
         let pooled = data.get("text_embeds");
         let added = pooled.map(|pooled| Added { pooled: pooled.clone(), sizes: vec![[64.0; 6]; 2] });
         let conditioning = Conditioning { text: data["encoder_hidden_states"].clone(), added };
-        let found = unet.forward(&data["sample"], 321.0, &unet.prepare(&conditioning).unwrap()).unwrap();
-        let error = relative_error(&found, &data["output"]);
-        assert!(error < TOLERANCE, "{name}: {error}");
+        let prepared = unet.prepare(&conditioning).unwrap();
+        for (sample, output) in [("sample", "output"), ("odd_sample", "odd_output")] {
+            let Some(sample) = data.get(sample) else { continue };
+            let error = relative_error(&unet.forward(sample, 321.0, &prepared).unwrap(), &data[output]);
+            assert!(error < TOLERANCE, "{name}, {output}: {error}");
+        }
     }
+}
+
+#[test]
+fn a_unet_is_told_each_image_s_guidance_scale_as_diffusers_tells_it() {
+    let name = "layouts/told_guidance";
+    let config = UnetConfig::read(&checkpoint(name)).unwrap();
+    let unet = with_weights(name, "unet", |weights| Unet::new(&config, weights).unwrap());
+    let data = tensors(&format!("{name}/unet.safetensors"));
+    let told: Vec<Prepared> = [1.0, 8.5]
+        .into_iter()
+        .enumerate()
+        .map(|(row, scale)| {
+            let text = data["encoder_hidden_states"].i(row..=row).unwrap();
+            let prepared = unet.prepare(&Conditioning { text, added: None }).unwrap();
+            unet.tell_guidance(prepared, scale).unwrap()
+        })
+        .collect();
+    let joined = Prepared::join(&told.iter().collect::<Vec<_>>()).unwrap();
+    let error = relative_error(&unet.forward(&data["sample"], 321.0, &joined).unwrap(), &data["output"]);
+    assert!(error < TOLERANCE, "{error}");
+    let second = unet.forward(&data["sample"].i(1..2).unwrap(), 321.0, &told[1]).unwrap();
+    let error = relative_error(&second, &data["output"].i(1..2).unwrap());
+    assert!(error < TOLERANCE, "alone: {error}");
 }
 
 #[test]

@@ -68,7 +68,7 @@ def embeddings(pipe, case):
     return torch.cat([negative, text]), added
 
 
-def draw_by_pipeline(pipe, config, case):
+def draw_by_pipeline(pipe, config, case, **more):
     """The final latents of diffusers' own pipeline and scheduler."""
     pipe.scheduler = scheduler(case["sampler"], config, case["schedule"] == "karras")
     text = {"prompt": case["prompt"], "clip_skip": case["clip_skip"]}
@@ -83,6 +83,7 @@ def draw_by_pipeline(pipe, config, case):
         height=case["height"],
         width=case["width"],
         output_type="latent",
+        **more,
     ).images
 
 

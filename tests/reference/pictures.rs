@@ -32,6 +32,8 @@ struct Case {
     clip_skip: Option<usize>,
     height: usize,
     width: usize,
+    #[serde(default)]
+    sigmas: Option<Vec<f64>>,
 }
 
 #[derive(Deserialize)]
@@ -57,7 +59,12 @@ impl Case {
             guidance_scale: self.guidance_scale,
             seed: self.seed,
             sampler: Some(self.sampler.0),
-            scheduler: (self.schedule.as_deref() == Some("karras")).then_some(SpacingKind::Karras),
+            scheduler: match self.schedule.as_deref() {
+                // What a request without a spacing gets.
+                Some("checkpoint" | "sigmas") | None => None,
+                Some(name) => Some(name.parse::<SpacingKind>().unwrap()),
+            },
+            sigmas: self.sigmas.clone(),
             clip_skip: self.clip_skip.unwrap_or(0),
             prompt_syntax: PromptSyntax::Plain,
             long_prompt: LongPrompt::Truncate,
@@ -92,6 +99,21 @@ pub fn every_sampler_and_option_draws_diffusers_picture() {
         }
     }
     assert!(failures.is_empty(), "{failures:#?}");
+}
+
+#[test]
+fn spacings_and_listed_sigmas_draw_diffusers_pictures() {
+    for name in ["sd15", "sdxl"] {
+        let pipeline = pipeline(name);
+        let wanted = tensors(&format!("{name}/spaced.safetensors"));
+        let cases: Vec<Case> = json(&format!("{name}/spaced.json"));
+        assert_eq!(cases.len(), wanted.len());
+        for case in cases {
+            let wanted: Vec<u8> = wanted[&case.name].flatten_all().unwrap().to_vec1().unwrap();
+            let found = psnr(&draw(&pipeline, &case.config()), &wanted);
+            assert!(found >= LEAST_PSNR, "{name}, {}: {found:.1} dB", case.name);
+        }
+    }
 }
 
 #[test]

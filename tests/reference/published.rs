@@ -10,7 +10,7 @@ use candle_core::Tensor;
 use darkroom::{
     models::{Checkpoint, Family, ModelSource, ModelSpec},
     pipeline::{Generate, Unwatched},
-    sampling::SamplingConfig,
+    sampling::{SamplerKind, SamplingConfig},
 };
 
 use crate::support::{copy_folder, data, load, make_for_inpainting, psnr, tensors};
@@ -34,7 +34,11 @@ const fn published(name: &'static str, family: Family, side: usize, tiny: &'stat
     Published { name, family, side, tiny, layout: None, inpaints: false }
 }
 
-const DRAWN: [Published; 9] = [
+const DRAWN: [Published; 10] = [
+    Published {
+        layout: Some("layouts/told_guidance"),
+        ..published("lcm-dreamshaper-v7", Family::StableDiffusion1, 512, "sd15")
+    },
     Published { inpaints: true, ..published("sd-inpainting-1.5", Family::StableDiffusion1, 512, "sd15") },
     Published { inpaints: true, ..published("sd-inpainting-2", Family::StableDiffusion2, 512, "sd2") },
     published("sd-1.5", Family::StableDiffusion1, 512, "sd15"),
@@ -47,14 +51,13 @@ const DRAWN: [Published; 9] = [
 ];
 
 /// Published checkpoints that need what is not there: the file, and what is said of it.
-const REFUSED: [(&str, &str); 3] = [
+const REFUSED: [(&str, &str); 2] = [
     ("sdxl-refiner-1.0", "model_index.json: requires_aesthetics_score is true; only false is supported"),
-    ("lcm-dreamshaper-v7", "model_index.json: _class_name is \"LatentConsistencyModelPipeline\""),
     ("playground-2.5", "is \"EDMDPMSolverMultistepScheduler\""),
 ];
 
 /// Keys that say how large a tensor is or how many there are; the tiny checkpoint's values take their place.
-const SIZES: [&str; 23] = [
+const SIZES: [&str; 27] = [
     "sample_size",
     "block_out_channels",
     "down_block_types",
@@ -78,6 +81,10 @@ const SIZES: [&str; 23] = [
     "max_position_embeddings",
     "projection_dim",
     "model_max_length",
+    "time_cond_proj_dim",
+    "mid_block_type",
+    "mid_block_scale_factor",
+    "only_cross_attention",
 ];
 
 /// Stands for Python's `-Infinity` in a file while the test handles it.
@@ -218,4 +225,52 @@ fn early_files_of_stable_diffusion_mean_a_picture_of_512_pixels() {
     for version in [Some("0.9.0"), Some("0.42.1"), None] {
         assert_eq!(side(version, 32, "sd-1.5"), 256, "{version:?}");
     }
+}
+
+#[test]
+fn a_checkpoint_that_is_told_the_guidance_scale_draws_diffusers_picture_in_one_pass_a_step() {
+    let folder = tempfile::tempdir().unwrap();
+    copy_folder(&data("sd15/model"), folder.path());
+    fs::remove_dir_all(folder.path().join("unet")).unwrap();
+    copy_folder(&data("layouts/told_guidance/model/unet"), &folder.path().join("unet"));
+    let pipeline = load(ModelSource::Directory(folder.path().to_owned()));
+    let wanted = tensors("layouts/told_guidance/pictures.safetensors");
+    for scale in [1.0, 8.5] {
+        let config = SamplingConfig {
+            steps: 4,
+            guidance_scale: scale,
+            sampler: Some(SamplerKind::Ddim),
+            negative_prompt: Some("blurry".to_owned()),
+            ..config()
+        };
+        let drawn = pipeline.generate(&config, &mut Unwatched).unwrap();
+        let wanted: Vec<u8> = wanted[&format!("ddim.{scale:.1}")].flatten_all().unwrap().to_vec1().unwrap();
+        let found = psnr(&drawn.images[0].to_rgb8().into_raw(), &wanted);
+        assert!(found >= LEAST_PSNR, "{scale}: {found:.1} dB");
+        let said = "negative_prompt has no effect with this model, which is told the guidance_scale instead";
+        assert!(drawn.warnings.iter().any(|warning| warning == said), "{:?}", drawn.warnings);
+    }
+}
+
+/// The index of a published latent consistency model.
+fn consistent(change: impl FnOnce(&Path)) -> darkroom::Result<ModelSpec> {
+    let folder = full_size("lcm-dreamshaper-v7");
+    change(folder.path());
+    ModelSpec::read(&Checkpoint::Directory(folder.path().to_owned()))
+}
+
+#[test]
+fn a_latent_consistency_pipeline_has_its_own_defaults_and_needs_the_guidance_embedding() {
+    let spec = consistent(|_| {}).unwrap();
+    assert_eq!((spec.default_steps, spec.default_guidance_scale), (4, 8.5));
+    assert_eq!((spec.family, spec.unet.time_cond_proj_dim), (Family::StableDiffusion1, Some(256)));
+    assert_eq!(spec.scheduler.own_sampler().unwrap(), SamplerKind::Lcm);
+    let message = consistent(|root| {
+        let mut unet = files("lcm-dreamshaper-v7").remove("unet/config.json").unwrap();
+        unet.remove("time_cond_proj_dim");
+        write(root, "unet/config.json", &unet);
+    });
+    let message = message.unwrap_err().to_string();
+    let said = "unet/config.json: time_cond_proj_dim is missing, which LatentConsistencyModelPipeline needs";
+    assert!(message.contains(said), "{message}");
 }

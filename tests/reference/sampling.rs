@@ -2,8 +2,8 @@
 
 use candle_core::{Device, Tensor};
 use darkroom::sampling::{
-    Asked, BatchNoise, Level, NoiseGenerator, Sampler, SamplerKind, Schedule, SchedulerConfig, SchedulerOptions,
-    SpacingKind,
+    AlignedLevels, Asked, BatchNoise, Level, NoiseGenerator, Sampler, SamplerKind, Schedule, SchedulerConfig,
+    SchedulerOptions, SpacingKind,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -107,6 +107,96 @@ fn schedules_are_diffusers() {
         let in_sigma = !matches!(kind, SamplerKind::Ddim | SamplerKind::Pndm | SamplerKind::Dpmpp2m);
         let initial = if in_sigma { schedule.initial_scale * first.hypot(1.0) } else { schedule.initial_scale };
         assert!(close(initial, Some(row.init_noise_sigma), row.karras), "{what}: starts at {initial}");
+    }
+}
+
+/// A named spacing, or levels that are listed.
+#[derive(Deserialize)]
+struct SpacingRow {
+    scheduler: String,
+    sampler: String,
+    steps: usize,
+    /// Levels as a request lists them.
+    given: Option<Vec<f64>>,
+    family: Option<String>,
+    timesteps: Vec<f64>,
+    sigmas: Vec<f64>,
+}
+
+const SD: &str = r#"{"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}"#;
+
+#[test]
+fn named_spacings_and_listed_sigmas_are_diffusers_or_their_definitions() {
+    let rows: Vec<SpacingRow> = json("spacings.json");
+    let mut named: Vec<&str> = rows.iter().map(|row| row.scheduler.as_str()).collect();
+    named.sort_unstable();
+    named.dedup();
+    assert_eq!(named, ["ays", "ddim_uniform", "kl_optimal", "lu", "sgm_uniform", "sigmas", "simple"]);
+    for row in rows {
+        let what = format!("{} {:?}, {} steps", row.scheduler, row.family, row.steps);
+        let mut config: SchedulerConfig = serde_json::from_str(SD).unwrap();
+        match row.family.as_deref() {
+            Some("stable-diffusion-1") => config.align(AlignedLevels::StableDiffusion1),
+            Some("stable-diffusion-xl") => config.align(AlignedLevels::StableDiffusionXl),
+            _ => {}
+        }
+        let sampler: SamplerKind = row.sampler.parse().unwrap();
+        let options = match &row.given {
+            Some(sigmas) => config.options(sampler, SpacingKind::Given).unwrap().with_sigmas(sigmas),
+            None => config.options(sampler, row.scheduler.parse().unwrap()).unwrap(),
+        };
+        let schedule = Schedule::new(&options, row.steps).unwrap();
+        assert_eq!(schedule.steps.len(), row.timesteps.len(), "{what}");
+        for (number, step) in schedule.steps.iter().enumerate() {
+            let Level { timestep, sigma } = step.level;
+            let (wanted, wanted_timestep) = (row.sigmas[number], row.timesteps[number]);
+            assert!((sigma - wanted).abs() < 1e-4 * wanted, "{what}: σ {sigma} at {number}, wanted {wanted}");
+            assert!((timestep - wanted_timestep).abs() < 0.05, "{what}: {timestep}, wanted {wanted_timestep}");
+            let next = row.sigmas[number + 1];
+            assert!((step.next_sigma - next).abs() <= 1e-4 * next, "{what}: to {} at {number}", step.next_sigma);
+        }
+    }
+}
+
+#[test]
+fn a_spacing_of_timesteps_is_what_the_checkpoint_s_key_would_be() {
+    for row in json::<Vec<Row>>("schedules.json").into_iter().filter(|row| !row.karras) {
+        let kind: SamplerKind = row.sampler.parse().unwrap();
+        let named: SchedulerConfig = serde_json::from_value(row.file.clone().into()).unwrap();
+        let spacing = row.file["timestep_spacing"].as_str().unwrap().parse().unwrap();
+        let mut other = row.file.clone();
+        other.insert(
+            "timestep_spacing".into(),
+            if spacing == SpacingKind::Leading { "trailing" } else { "leading" }.into(),
+        );
+        let other: SchedulerConfig = serde_json::from_value(other.into()).unwrap();
+        let schedule = |config: &SchedulerConfig, spacing| {
+            Schedule::new(&config.options(kind, spacing).unwrap(), row.steps).unwrap()
+        };
+        let found = schedule(&other, spacing);
+        assert_eq!(found, schedule(&named, SpacingKind::Checkpoint), "{kind} {spacing}");
+        assert!(row.steps == 1 || found != schedule(&other, SpacingKind::Checkpoint), "{kind} {spacing}");
+    }
+}
+
+#[test]
+fn every_sampler_draws_numbers_on_every_spacing_and_on_part_of_it() {
+    let mut config: SchedulerConfig = serde_json::from_str(SD).unwrap();
+    config.align(AlignedLevels::StableDiffusion1);
+    for sampler in SamplerKind::ALL {
+        for spacing in SpacingKind::ALL {
+            for (steps, strength) in [(1, 1.0), (2, 1.0), (9, 1.0), (9, 0.5)] {
+                let options = config.options(sampler, spacing).unwrap();
+                let schedule = Schedule::last_part(&options, steps, strength).unwrap();
+                let drawn = draw(&options, &schedule);
+                assert!(drawn.0.iter().all(|value| value.is_finite()), "{sampler} {spacing} {steps}: {drawn:?}");
+            }
+        }
+        let options = config.options(sampler, SpacingKind::Given).unwrap().with_sigmas(&[9.0, 3.0, 1.0, 0.0]);
+        let schedule = Schedule::last_part(&options, 3, 0.7).unwrap();
+        let levels: Vec<f64> = schedule.steps.iter().map(|step| step.level.sigma).collect();
+        assert!(levels == [3.0, 1.0], "{sampler}: {levels:?}");
+        assert!(draw(&options, &schedule).0.iter().all(|value| value.is_finite()), "{sampler}");
     }
 }
 

@@ -13,8 +13,9 @@ use crate::support::{load, relative_error, tensors};
 const GREY_LEVELS: f32 = 127.5;
 /// What f32 arithmetic in another order may differ by, in grey levels.
 const F32_LEVELS: f32 = 0.05;
-/// What bf16 and f16 may: moments that differ in their last digits round some numbers otherwise.
-const NARROW_LEVELS: f32 = 1.0;
+/// What bf16 and f16 may: moments that differ in their last digits round some numbers otherwise. Near white a step of bf16 is
+/// half a level; two are seen, and another processor may add up in another order.
+const NARROW_LEVELS: f32 = 1.5;
 
 fn checkpoints() -> Vec<(&'static str, Checkpoint)> {
     let tiny = ["sd15", "sd2", "sdxl"].map(|name| (name, crate::support::checkpoint(name)));
@@ -96,8 +97,8 @@ fn strips_go_through_narrow_types_and_the_tensor_library() {
         let latents = noise((1, spec.vae.latent_channels, 16, 8));
         let whole = vae.decode_raw(&latents, Tiling::Off).unwrap();
         let strips = vae.decode_raw(&latents, Tiling::Strips(32)).unwrap();
+        check_decoded(&format!("pocket, {dtype:?}"), &strips, &whole, NARROW_LEVELS);
         assert!(grey_levels(&strips, &whole).1 < NARROW_LEVELS / 10.0);
-        check_decoded(&format!("pocket, {dtype:?}"), &strips, &whole, NARROW_LEVELS * 4.0);
     }
 }
 

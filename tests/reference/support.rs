@@ -100,9 +100,24 @@ pub fn copy_folder(from: &Path, to: &Path) {
 /// Gives the denoiser of a checkpoint with four latent channels five more inputs: a mask and what is kept. `widen` makes
 /// the first layer's weights, `(o, 9, 3, 3)`, from those that it has.
 pub fn make_for_inpainting(root: &Path, widen: impl FnOnce(&Tensor) -> Tensor) {
+    widen_denoiser(root, 9, widen);
+}
+
+/// Gives the tiny checkpoint `sd15` at `root` the denoiser that edits pictures by instruction.
+pub fn make_for_editing(root: &Path) {
+    let first = tensors("sd15/editing.safetensors").remove("conv_in.weight").unwrap();
+    widen_denoiser(root, 8, |_| first);
+    let index = root.join("model_index.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&index).unwrap()).unwrap();
+    json["_class_name"] = "StableDiffusionInstructPix2PixPipeline".into();
+    fs::write(index, json.to_string()).unwrap();
+}
+
+/// Gives a denoiser `channels` inputs.
+fn widen_denoiser(root: &Path, channels: usize, widen: impl FnOnce(&Tensor) -> Tensor) {
     let config = root.join("unet/config.json");
     let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
-    json["in_channels"] = 9.into();
+    json["in_channels"] = channels.into();
     fs::write(config, json.to_string()).unwrap();
     let first = "conv_in.weight";
     for entry in fs::read_dir(root.join("unet")).unwrap() {

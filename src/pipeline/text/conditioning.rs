@@ -12,12 +12,18 @@ use super::{
 use crate::{
     Error, Result,
     models::{Added, Conditioning, Family, ModelSpec},
-    sampling::{CropOffset, LongPrompt, PictureSize, SamplingConfig},
+    sampling::{CropOffset, LongPrompt, PictureSize, SamplingConfig, guided_steps},
 };
 
-/// Whether a request is guided, with two network passes a step.
-pub(in crate::pipeline) fn is_guided(config: &SamplingConfig) -> bool {
-    config.guidance_scale > 1.0
+/// Whether a request is guided with two network passes a step. A network that is told the guidance scale needs one, as in
+/// diffusers' pipelines of every class.
+pub(in crate::pipeline) fn is_guided(spec: &ModelSpec, config: &SamplingConfig) -> bool {
+    config.guidance_scale > 1.0 && !spec.unet.is_told_guidance()
+}
+
+/// How many network passes a guided step makes.
+pub(in crate::pipeline) const fn most_passes(spec: &ModelSpec) -> usize {
+    if spec.edits { 3 } else { 2 }
 }
 
 /// Checks that every encoder can read a request's prompts, and that the model takes what is said besides.
@@ -54,7 +60,7 @@ pub(in crate::pipeline) fn chunk_count(
 /// What is encoded for a request: what to steer away from, where it is guided and that is not zeros, and what to draw.
 fn prompts<'a>(spec: &ModelSpec, config: &'a SamplingConfig) -> Vec<Prompt<'a>> {
     let positive = Prompt::positive(&config.prompt, config.prompt_2.as_deref());
-    if !is_guided(config) || negative_is_zeros(spec, config) {
+    if !is_guided(spec, config) || negative_is_zeros(spec, config) {
         return vec![positive];
     }
     let negative = config.negative_prompt.as_deref().unwrap_or_default();
@@ -81,10 +87,14 @@ pub(in crate::pipeline) fn condition(
     // As in diffusers, layers are left out for the prompt alone, which is the last.
     let clip_skip = if prompts.len() > 1 { vec![0, config.clip_skip] } else { vec![config.clip_skip] };
     let mut texts = encode_each(encoders, spec.family, &tokens, &clip_skip)?;
-    if is_guided(config) && prompts.len() == 1 {
+    if is_guided(spec, config) && prompts.len() == 1 {
         texts.insert(0, texts[0].zeros()?);
     }
-    warn(encoders, config, &prompts, &tokens, warnings);
+    if is_guided(spec, config) && spec.edits {
+        // With neither, with the picture, with the picture and the prompt.
+        texts.insert(0, texts[0].clone());
+    }
+    warn((encoders, spec), config, &prompts, &tokens, warnings);
     let added = added(&texts, told_sizes(config, (height, width)))?;
     let states: Vec<&Tensor> = texts.iter().map(|text| &text.states).collect();
     Ok(Conditioning { text: Tensor::cat(&states, 0)?, added })
@@ -112,7 +122,7 @@ fn told_sizes(config: &SamplingConfig, (height, width): (usize, usize)) -> [f64;
 
 /// Tells what of the texts was not read as it stands.
 fn warn(
-    encoders: &[TextEncoder],
+    (encoders, spec): (&[TextEncoder], &ModelSpec),
     config: &SamplingConfig,
     prompts: &[Prompt],
     tokens: &[Vec<Chunks>],
@@ -132,10 +142,39 @@ fn warn(
     }
     let negatives = [("negative_prompt", &config.negative_prompt), ("negative_prompt_2", &config.negative_prompt_2)];
     for (field, _) in negatives.iter().filter(|(_, text)| text.as_ref().is_some_and(|text| !text.is_empty())) {
-        if !is_guided(config) {
-            let scale = config.guidance_scale;
-            warnings.push(format!("{field} has no effect at guidance_scale {scale}; above 1 it has"));
+        if !is_guided(spec, config) {
+            warnings.push(without_effect(field, spec, config));
         }
+    }
+    warn_of_guidance(spec, config, warnings);
+}
+
+/// Tells what of guidance means nothing.
+fn warn_of_guidance(spec: &ModelSpec, config: &SamplingConfig, warnings: &mut Vec<String>) {
+    let SamplingConfig { guidance_start: start, guidance_end: end, .. } = *config;
+    let steps = config.steps_drawn();
+    if is_guided(spec, config) {
+        if guided_steps(start, end, steps).is_empty() {
+            warnings.push(format!("none of {steps} steps is guided from guidance_start {start} to guidance_end {end}"));
+        }
+        return;
+    }
+    let given = [
+        ("guidance_rescale", config.guidance_rescale > 0.0),
+        ("guidance_start", start > 0.0),
+        ("guidance_end", end < 1.0),
+    ];
+    for (field, _) in given.into_iter().filter(|(_, given)| *given) {
+        warnings.push(without_effect(field, spec, config));
+    }
+}
+
+/// What is said of a field that acts in guided passes alone.
+fn without_effect(field: &str, spec: &ModelSpec, config: &SamplingConfig) -> String {
+    if spec.unet.is_told_guidance() {
+        format!("{field} has no effect with this model, which is told the guidance_scale instead")
+    } else {
+        format!("{field} has no effect at guidance_scale {}; above 1 it has", config.guidance_scale)
     }
 }
 

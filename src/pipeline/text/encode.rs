@@ -13,7 +13,7 @@ use super::{
 use crate::{Result, models::Family};
 
 /// A prompt as the denoiser is told it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct EncodedText {
     /// The tokens' states: `(1, n, c)` f32.
     pub states: Tensor,

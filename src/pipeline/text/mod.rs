@@ -9,7 +9,7 @@ mod encode;
 mod parse;
 
 pub(super) use chunks::Reading;
-pub(super) use conditioning::{check, chunk_count, condition, is_guided};
+pub(super) use conditioning::{check, chunk_count, condition, is_guided, most_passes};
 pub use encode::EncodedText;
 pub(super) use encode::{Prompt, encode, encode_tokens, tokenize};
 pub use parse::literal_prompt;
