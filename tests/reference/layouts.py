@@ -1,10 +1,16 @@
 """UNets in the layouts of distilled models, and what diffusers computes with them: data/layouts/."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, LatentConsistencyModelPipeline, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
+    StableDiffusionPipeline,
+)
 
 from checkpoints import make_unet, normal, save_config, save_weights, write_tensors
 from shapes import CHECKPOINTS, unet
@@ -138,4 +144,26 @@ def write_pictures(network, folder):
             PROMPT, num_inference_steps=4, guidance_scale=scale, height=64, width=64, generator=generator, output_type="np"
         ).images[0]
         pictures[f"ddim.{scale}"] = torch.from_numpy((drawn * 255).round().astype(np.uint8))
+    pictures["lcm"] = consistent_picture(pipe)
     write_tensors(folder / "pictures.safetensors", pictures)
+
+
+def consistent_picture(pipe):
+    """What diffusers' pipeline for latent consistency models draws, with a published model's scheduler."""
+    published = Path(__file__).resolve().parent.parent / "published" / "lcm-dreamshaper-v7.json"
+    scheduler = LCMScheduler.from_config(json.loads(published.read_text())["scheduler/scheduler_config.json"])
+    parts = {name: getattr(pipe, name) for name in ("vae", "text_encoder", "tokenizer", "unet")}
+    drawer = LatentConsistencyModelPipeline(
+        **parts, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    drawer.set_progress_bar_config(disable=True)
+    drawn = drawer(
+        PROMPT,
+        num_inference_steps=4,
+        guidance_scale=8.5,
+        height=64,
+        width=64,
+        generator=torch.Generator("cpu").manual_seed(42),
+        output_type="np",
+    ).images[0]
+    return torch.from_numpy((drawn * 255).round().astype(np.uint8))
