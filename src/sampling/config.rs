@@ -177,6 +177,8 @@ impl SamplingConfig {
                 format!("times height is {pixels} pixels; this worker allows at most {most}"),
             ));
         }
+        // Their number is that of the steps.
+        self.validate_sigmas()?;
         if !STEPS.contains(&self.steps) {
             return Err(Error::invalid("steps", format!("is {}; 1 to 150 are allowed", self.steps)));
         }
@@ -209,7 +211,6 @@ impl SamplingConfig {
         if self.preview_every > *STEPS.end() {
             return Err(Error::invalid("preview_every", format!("is {}; 0 to 150 is allowed", self.preview_every)));
         }
-        self.validate_sigmas()?;
         self.validate_picture()
     }
 

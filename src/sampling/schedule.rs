@@ -288,6 +288,13 @@ impl Schedule {
     }
 }
 
+/// What is before the point. The last of training counts as just below itself: in diffusers' f32 it comes out so for the
+/// betas of every Stable Diffusion model.
+fn cut_off(timestep: f64) -> f64 {
+    const ROUNDING: f64 = 1e-6;
+    (timestep - ROUNDING).floor().max(0.0)
+}
+
 /// How diffusers makes the timesteps of spaced σ whole, where it does.
 fn whole_timesteps(options: &SchedulerOptions) -> Option<fn(f64) -> f64> {
     // Those that diffusers knows by Karras' name or not at all are rounded as Karras' are.
@@ -299,7 +306,7 @@ fn whole_timesteps(options: &SchedulerOptions) -> Option<fn(f64) -> f64> {
         {
             Some(f64::trunc)
         }
-        sampler if sampler.is_of_dpm_solver_kind() && cut => Some(f64::trunc),
+        sampler if sampler.is_of_dpm_solver_kind() && cut => Some(cut_off),
         SamplerKind::Dpm2 | SamplerKind::Dpm2Ancestral if !cut => Some(f64::round_ties_even),
         sampler if sampler.is_of_dpm_solver_kind() => Some(f64::round_ties_even),
         _ => None,

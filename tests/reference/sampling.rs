@@ -183,8 +183,14 @@ fn a_spacing_of_timesteps_is_what_the_checkpoint_s_key_would_be() {
 fn every_sampler_draws_numbers_on_every_spacing_and_on_part_of_it() {
     let mut config: SchedulerConfig = serde_json::from_str(SD).unwrap();
     config.align(AlignedLevels::StableDiffusion1);
-    for sampler in SamplerKind::ALL {
+    for sampler in config.samplers() {
         for spacing in SpacingKind::ALL {
+            let is_distilled = matches!(sampler, SamplerKind::Lcm | SamplerKind::Tcd);
+            if is_distilled && config.options(sampler, spacing).is_err() {
+                let named = [SpacingKind::Leading, SpacingKind::Linspace, SpacingKind::Trailing];
+                assert!(named.contains(&spacing), "{sampler} {spacing}");
+                continue;
+            }
             for (steps, strength) in [(1, 1.0), (2, 1.0), (9, 1.0), (9, 0.5)] {
                 let options = config.options(sampler, spacing).unwrap();
                 let schedule = Schedule::last_part(&options, steps, strength).unwrap();

@@ -227,7 +227,7 @@ mod tests {
 
     use super::*;
     use crate::sampling::level::{noise_share, signal_share};
-    use crate::sampling::{NoiseGenerator, SchedulerConfig, SpacingKind};
+    use crate::sampling::{AlignedLevels, NoiseGenerator, SchedulerConfig, SpacingKind};
 
     /// A picture whose best denoiser is known: x₀ is normal with variance `v`, so E[x₀ | x] is linear in x, and the
     /// probability-flow ODE ends at `x₀ = √v ε` for the noise ε it starts from.
@@ -240,7 +240,8 @@ mod tests {
 
     fn draw(kind: SamplerKind, spacing: SpacingKind, steps: usize) -> f32 {
         let json = r#"{"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}"#;
-        let config: SchedulerConfig = serde_json::from_str(json).unwrap();
+        let mut config: SchedulerConfig = serde_json::from_str(json).unwrap();
+        config.align(AlignedLevels::StableDiffusion1);
         let options = config.options(kind, spacing).unwrap();
         let schedule = Schedule::new(&options, steps).unwrap();
         let mut sampler = Sampler::new(&options, &schedule);
