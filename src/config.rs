@@ -89,6 +89,7 @@ pub struct Cli {
 
 /// What to do.
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one, parsed once")]
 pub enum Command {
     /// Serve over HTTP until told to stop (the default)
     #[command(after_help = EXAMPLES)]
@@ -512,7 +513,7 @@ pub struct PictureConfig {
     /// Grow the picture on its sides and draw what is new
     #[arg(long, value_name = "LEFT,TOP,RIGHT,BOTTOM", value_parser = margins, requires = "image")]
     pub extend: Option<Margins>,
-    /// weights: (more), (more:1.3), [less] and BREAK in prompts mean something, and \( is a bracket; plain: nothing does
+    /// weights: (more), (more:1.3), less in square brackets, and BREAK in prompts mean something, and \( is a bracket; plain: nothing does
     /// [default: weights]
     #[arg(long, value_name = "SYNTAX")]
     pub prompt_syntax: Option<PromptSyntax>,

@@ -63,7 +63,7 @@ pub(super) fn parse(prompt: &str) -> Parsed {
     writer.end()
 }
 
-/// A text such that [`parse`] finds it as it is, with nothing weighed: for programs that read prompts by this syntax. (A
+/// A text such that `parse` finds it as it is, with nothing weighed: for programs that read prompts by this syntax. (A
 /// word `BREAK` is written small, which is the same to the text encoders.)
 #[must_use]
 pub fn literal_prompt(text: &str) -> String {
