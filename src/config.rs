@@ -513,8 +513,8 @@ pub struct PictureConfig {
     /// Grow the picture on its sides and draw what is new
     #[arg(long, value_name = "LEFT,TOP,RIGHT,BOTTOM", value_parser = margins, requires = "image")]
     pub extend: Option<Margins>,
-    /// weights: (more), (more:1.3), less in square brackets, and BREAK in prompts mean something, and \( is a bracket; plain: nothing does
-    /// [default: weights]
+    /// weights: (more), (more:1.3), less in square brackets, and BREAK mean something in prompts, and \( is a bracket;
+    /// plain: nothing does [default: weights]
     #[arg(long, value_name = "SYNTAX")]
     pub prompt_syntax: Option<PromptSyntax>,
     /// chunks: a prompt that is too long for the text encoder is read in up to 10 parts; truncate: its end is left out
