@@ -20,7 +20,7 @@ use crate::{
     imaging::PictureTexts,
     loading::LoadStage,
     output::{OutputFormat, OutputOptions, encode},
-    pictures::{Encoded, GivenPictures},
+    pictures::{Encoded, GivenPictures, read_file},
     pipeline::{Generate, ModelInfo},
     redraw::{Beside, Recorded, Source, check_beside},
     sampling::{SamplingConfig, steps_of_sigmas},
@@ -112,8 +112,10 @@ where
 async fn with_source(mut picture: PictureConfig) -> Result<(PictureConfig, Option<Source>), GenerateError> {
     let Some(path) = picture.from.take() else { return Ok((picture, None)) };
     let read = move || {
-        let bytes =
-            std::fs::read(&path).map_err(|error| Error::invalid("from", format!("is {}: {error}", path.display())))?;
+        let bytes = read_file(&path).map_err(|error| match error {
+            Error::Image(message) => Error::invalid("from", message),
+            error => error,
+        })?;
         Source::read(&bytes)
     };
     let source = tokio::task::spawn_blocking(read)

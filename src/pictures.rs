@@ -3,7 +3,10 @@
 //! Owns what of a request belongs to a picture to start from. It must not know HTTP: the server and the command line both
 //! call it, off the asynchronous threads. Next: the rest of the request is put around what comes out.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use image::{DynamicImage, GrayImage, RgbImage};
 
@@ -166,14 +169,23 @@ impl Encoded {
             Self::Base64(text) => return base64_to_image(text, limits.max_pixels),
             Self::File(path) => path,
         };
-        let failed = |error: std::io::Error| Error::Image(format!("is {}: {error}", path.display()));
-        let size = std::fs::metadata(path).map_err(failed)?.len();
-        if size > MOST_FILE_BYTES {
-            let path = path.display();
-            return Err(Error::Image(format!("is {path} of {size} bytes; at most {MOST_FILE_BYTES} are read")));
-        }
-        bytes_to_image(&std::fs::read(path).map_err(failed)?, limits.max_pixels)
+        bytes_to_image(&read_file(path)?, limits.max_pixels)
     }
+}
+
+/// A picture's file, of a size that is read.
+///
+/// # Errors
+///
+/// [`Error::Image`] naming the file.
+pub fn read_file(path: &Path) -> Result<Vec<u8>> {
+    let failed = |error: std::io::Error| Error::Image(format!("is {}: {error}", path.display()));
+    let size = std::fs::metadata(path).map_err(failed)?.len();
+    if size > MOST_FILE_BYTES {
+        let path = path.display();
+        return Err(Error::Image(format!("is {path} of {size} bytes; at most {MOST_FILE_BYTES} are read")));
+    }
+    std::fs::read(path).map_err(failed)
 }
 
 /// A mask as grey: white is drawn anew.

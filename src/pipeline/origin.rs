@@ -2,7 +2,8 @@
 //!
 //! Owns the way from a client's picture and mask to latents and back. Random numbers are drawn in diffusers' order, so
 //! that the same seed gives the same picture: the autoencoder's sample of the picture, the noise, and for a mask one more
-//! sample, of the picture without what is repainted, which only checkpoints made for inpainting look at.
+//! sample, of the picture without what is repainted, which only checkpoints made for inpainting look at. The file is a
+//! little long because all ways to begin draw from one generator, in an order that has to be seen in one place.
 
 use candle_core::{DType, Device, Tensor};
 use image::{DynamicImage, GrayImage, Luma, RgbImage};

@@ -1,7 +1,7 @@
 //! What a checkpoint's `scheduler_config.json` says, and which class draws by it.
 //!
-//! Owns [`SchedulerConfig`], the file as it is; half of this file are its tests. The checkpoint's own class is checked when it loads, another class that a
-//! request chooses by its sampler when the request comes. Next: `scheduler_options` reads the file as that class does.
+//! Owns [`SchedulerConfig`], the file as it is. The checkpoint's own class is checked when it loads, another class that a
+//! request chooses by its sampler when the request comes. The file is long with its tests, which are half of it. Next: `scheduler_options` reads the file as that class does.
 
 use std::collections::BTreeMap;
 

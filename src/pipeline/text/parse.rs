@@ -2,7 +2,8 @@
 //!
 //! Owns that syntax. Every text is one: a bracket that closes nothing is a character, and one that is never closed holds to
 //! the end. Three things differ from the web UI: a `\` before anything but a bracket or a `\` is a character and not dropped,
-//! a `BREAK` inside brackets breaks, and weights are bounded. Next: the pieces are tokenized one by one.
+//! a `BREAK` inside brackets breaks, and weights are bounded. Next: the pieces are tokenized one by one. Two fifths of the
+//! file are its tests.
 
 /// What a pair of `(` and `)` multiplies weights by; a pair of `[` and `]` divides by it.
 const EMPHASIS: f64 = 1.1;
